@@ -1,0 +1,19 @@
+"""How stored rows become float32 points: uint8 pixels mean y/127.5 − 1, float types are themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PIXEL_SCALE = 127.5
+
+
+def to_float(rows: jax.Array | np.ndarray):
+    """Rows as float32: uint8 becomes y/127.5 − 1, bfloat16 and float32 keep their value. NumPy stays NumPy.
+
+    Args:
+        rows: uint8, bfloat16, float16, float32 or float64 array of any shape.
+    """
+    xp = jnp if isinstance(rows, jax.Array) else np
+    if rows.dtype == np.uint8:
+        return rows.astype(xp.float32) / xp.float32(PIXEL_SCALE) - xp.float32(1)
+    return rows.astype(xp.float32)
