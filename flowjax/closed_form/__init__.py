@@ -1,0 +1,5 @@
+"""The engine: posterior moments of a data set seen from a batch of queries."""
+
+from . import oracle as oracle
+from .field import ClosedFormField as ClosedFormField, Posterior as Posterior
+from .rows import to_float as to_float

@@ -1,0 +1,307 @@
+"""Every row, block by block: two matrix products a block and an online softmax. Any platform.
+
+The logit of row i seen from a query is, with x and y_i relative to the field's centre and the constant
+−‖x‖²/(2 sigma²) left out,
+
+    (1)  l_i = theta·y_i − c ‖y_i‖² + log w_i        theta = alpha x/sigma²,   c = alpha²/(2 sigma²)
+
+an exponential family: along a tangent (theta', c') every logit moves by l_i' = theta'·y_i − c'‖y_i‖², and the
+moments move by the same sums with the extra factor l_i'. That streamed sum is the derivative rule, so no
+derivative of any order, forward or reverse, stores [b, n] weights. In few dimensions the logits are formed from
+direct differences instead, −‖x − alpha y_i‖²/(2 sigma²): as fast there, and free of cancellation.
+
+Beside the moments the pass remembers, in every column of a block, the best row seen there and the best of all
+others. From these come the `Candidates`: the few rows that may carry the weight when it concentrates, to be
+re-scored exactly, and an upper bound of everything else.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import moments
+from .moments import Moments
+from .rows import to_float
+
+DIRECT_DIMENSIONS = 8
+"""Up to this many dimensions logits come from direct differences, one fused loop over the block."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is stored of a data set; leaves down to `labels` have one entry a row.
+
+    Attributes:
+        data: [n, *event] as given (uint8, bfloat16, float16 or float32).
+        square_norms: [n] float32, ‖y_i − centre‖².
+        log_weights: [n] float32 or None for equal weights.
+        labels: [n] int32 or None.
+        centre: [d] float32, or None where centring would gain nothing.
+        max_norm: [] float32, upper bound of ‖y_i − centre‖.
+        log_weight_bound: [] float32, largest finite |log w_i|.
+        class_log_weights: [number of classes] float32, log of the total weight of each class; [1] without labels.
+    """
+
+    data: jax.Array
+    square_norms: jax.Array
+    log_weights: jax.Array | None
+    labels: jax.Array | None
+    centre: jax.Array | None
+    max_norm: jax.Array
+    log_weight_bound: jax.Array
+    class_log_weights: jax.Array
+
+    @property
+    def count(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        return int(np.prod(self.data.shape[1:]))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A flat batch of queries: x [b, d] relative to alpha·centre, alpha and sigma [b], labels [b] or None.
+
+    `margin` [b]: rows whose logit is further than this below the best one need not become candidates.
+    """
+
+    x: jax.Array
+    alpha: jax.Array
+    sigma: jax.Array
+    margin: jax.Array
+    labels: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The best-looking rows: index [b, k] int32, logit [b, k] as the pass computed it (−inf: unused slot),
+    and rest [b], an upper bound of the computed logit of every other row."""
+
+    index: jax.Array
+    logit: jax.Array
+    rest: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Static choices of one pass."""
+
+    block_size: int
+    scalars: bool
+    num_candidates: int
+    precision: str
+    axis_name: str | None = None
+
+    @property
+    def dtype(self):
+        return jnp.float64 if self.precision == "float64" else jnp.float32
+
+
+def uses_direct_differences(dimension: int) -> bool:
+    return dimension <= DIRECT_DIMENSIONS
+
+
+def natural_parameters(query: Query) -> tuple[jax.Array, jax.Array]:
+    """theta [b, d] and c [b] of equation (1)."""
+    scale = query.alpha / query.sigma**2
+    return scale[:, None] * query.x, query.alpha * scale / 2
+
+
+def read_block(rows: Rows, start: jax.Array, size: int, dtype) -> tuple[jax.Array, jax.Array]:
+    """Rows [start, start + size) as centred points [size, d] and their square norms [size]."""
+    block = lax.dynamic_slice_in_dim(rows.data, start, size).reshape(size, -1)
+    points = to_float(block).astype(dtype)
+    if rows.centre is not None:
+        points = points - rows.centre.astype(dtype)
+    return points, lax.dynamic_slice_in_dim(rows.square_norms, start, size).astype(dtype)
+
+
+def _block_logits(settings: Settings, query: Query, rows: Rows, step: jax.Array):
+    """Block `step`: points [m, d], square norms [m], logits [b, m] with rows already seen masked out.
+
+    The last block starts early enough to be whole, so the data needs no padding and no copy.
+    """
+    size = settings.block_size
+    start = jnp.minimum(step * size, rows.count - size).astype(jnp.int32)
+    points, squares = read_block(rows, start, size, settings.dtype)
+    position = start + jnp.arange(size, dtype=jnp.int32)
+    bias = jnp.where(position < step * size, -jnp.inf, 0).astype(settings.dtype)
+    if rows.log_weights is not None:
+        bias = bias + lax.dynamic_slice_in_dim(rows.log_weights, start, size).astype(settings.dtype)
+    if uses_direct_differences(rows.dimension):
+        square = 0
+        for k in range(rows.dimension):
+            square += (query.x[:, k, None] - query.alpha[:, None] * points[None, :, k]) ** 2
+        logits = bias - (0.5 / query.sigma**2)[:, None] * square
+    else:
+        theta, c = natural_parameters(query)
+        product = jnp.matmul(theta, points.T, precision=lax.Precision.HIGHEST)
+        logits = product + (bias - c[:, None] * squares)
+    if query.labels is not None:
+        row_labels = lax.dynamic_slice_in_dim(rows.labels, start, size)
+        logits = jnp.where(query.labels[:, None] == row_labels, logits, -jnp.inf)
+    return points, squares, logits, start
+
+
+def _num_blocks(settings: Settings, rows: Rows) -> int:
+    return -(-rows.count // settings.block_size)
+
+
+def _varying(settings: Settings, tree):
+    """Inside shard_map, mark the start of a scan as differing from device to device."""
+    if settings.axis_name is None:
+        return tree
+    axis = settings.axis_name
+
+    def cast(leaf):
+        return leaf if axis in jax.typeof(leaf).vma else lax.pcast(leaf, axis, to="varying")
+
+    return jax.tree.map(cast, tree)
+
+
+def _block_moments(settings: Settings, maximum, logits, factor, points, squares) -> Moments:
+    """Sums of one block relative to a given maximum, each term times `factor` [b, m] (1 for the moments)."""
+    shifted = logits - moments.finite_max(maximum)[:, None]
+    weights = jnp.exp(shifted)
+    scalars = {"weighted_logit": None, "weighted_square": None, "normaliser_squared": None}
+    if factor is None:
+        terms = weights
+        if settings.scalars:
+            finite = jnp.where(weights > 0, shifted, 0)
+            scalars = {
+                "weighted_logit": jnp.sum(weights * finite, 1),
+                "weighted_square": weights @ squares,
+                "normaliser_squared": jnp.sum(weights * weights, 1),
+            }
+    else:
+        terms = weights * factor
+        if settings.scalars:
+            finite = jnp.where(weights > 0, shifted, 0)
+            scalars = {
+                "weighted_logit": jnp.sum(terms * (finite + 1), 1),
+                "weighted_square": terms @ squares,
+                "normaliser_squared": 2 * jnp.sum(weights * terms, 1),
+            }
+    return Moments(
+        max=maximum,
+        normaliser=jnp.sum(terms, 1),
+        weighted_sum=jnp.matmul(terms, points, precision=lax.Precision.HIGHEST),
+        **scalars,
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
+    """One pass over all rows.
+
+    Args:
+        settings: static choices; `block_size` is at most the number of rows.
+        query: b flat queries.
+        rows: the data.
+
+    Returns:
+        Moments of equation (1)'s logits (of −‖x − alpha y‖²/(2 sigma²) where direct differences are used), and the
+        candidates.
+
+    Differentiable to any order in query.x, alpha and sigma, up to the term −‖x‖²/(2 sigma²) common to all logits,
+    which is held constant (see `moments.shift_logits`). The data is a constant: its tangents are dropped.
+    """
+    b, size, dtype = query.x.shape[0], settings.block_size, settings.dtype
+
+    def body(carry, step):
+        total, tracked = carry
+        points, squares, logits, start = _block_logits(settings, query, rows, step)
+        maximum = jnp.maximum(total.max, jnp.max(logits, 1))
+        block = _block_moments(settings, maximum, logits, None, points, squares)
+        total = moments.merge(total, block)
+        best, where, second = tracked
+        second = jnp.maximum(second, jnp.minimum(best, logits))
+        where = jnp.where(logits > best, start, where)
+        tracked = jnp.maximum(best, logits), where, second
+        return (total, tracked), None
+
+    nothing = jnp.full((b, size), -jnp.inf, dtype)
+    tracked = nothing, jnp.zeros((b, size), jnp.int32), nothing
+    start = moments.empty(b, rows.dimension, dtype, scalars=settings.scalars), tracked
+    steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
+    (total, tracked), _ = lax.scan(body, _varying(settings, start), steps)
+    return total, _select(settings, query.margin, *tracked)
+
+
+def _select(settings: Settings, margin, best, where, second) -> Candidates:
+    """Take the best columns one after the other until the next is out of the margin for every query."""
+    b, size = best.shape
+    k = settings.num_candidates
+    columns = jnp.arange(size, dtype=jnp.int32)
+    threshold = jnp.max(best, 1) - margin
+
+    def unfinished(state):
+        slot, remaining, _, _ = state
+        return (slot < k) & jnp.any(jnp.max(remaining, 1) >= threshold)
+
+    def take(state):
+        slot, remaining, index, logit = state
+        column = lax.argmax(remaining.astype(jnp.float32), 1, jnp.int32)
+        hit = columns == column[:, None]
+        # `where` holds the start of the block that the row came from; its column is the offset inside it.
+        row = jnp.sum(jnp.where(hit, where, 0), 1, dtype=jnp.int32) + column
+        value = jnp.sum(jnp.where(hit, remaining, 0), 1)
+        index = lax.dynamic_update_slice(index, row[:, None], (jnp.int32(0), slot))
+        logit = lax.dynamic_update_slice(logit, value[:, None], (jnp.int32(0), slot))
+        return slot + jnp.int32(1), jnp.where(hit, -jnp.inf, remaining), index, logit
+
+    start = _varying(settings, (jnp.zeros((b, k), jnp.int32), jnp.full((b, k), -jnp.inf, best.dtype)))
+    first = jnp.zeros((), jnp.int32)
+    _, remaining, index, logit = lax.while_loop(unfinished, take, (first, best, *start))
+    rest = jnp.maximum(jnp.max(remaining, 1), jnp.max(second, 1))
+    return Candidates(index=index, logit=logit, rest=rest)
+
+
+@stream.defjvp
+def _stream_jvp(settings: Settings, primals, tangents):
+    query, rows = primals
+    query_dot, _ = tangents  # the data is a constant
+    total, candidates = stream(settings, query, rows)
+
+    def natural(x, alpha, sigma):
+        return natural_parameters(dataclasses.replace(query, x=x, alpha=alpha, sigma=sigma))
+
+    # Held constant: the part −‖x‖²/(2 sigma²) common to all logits, which the caller accounts for.
+    _, (theta_dot, c_dot) = jax.jvp(
+        natural,
+        (query.x, query.alpha, query.sigma),
+        (query_dot.x, query_dot.alpha, query_dot.sigma),
+    )
+
+    # Checkpointed: the reverse pass recomputes a block's weights instead of keeping them, and the carry is a
+    # sum, so it needs not be kept either.
+    @jax.checkpoint
+    def block(step, query, theta_dot, c_dot):
+        points, squares, logits, _ = _block_logits(settings, query, rows, step)
+        speed = jnp.matmul(theta_dot, points.T, precision=lax.Precision.HIGHEST)
+        speed = speed - c_dot[:, None] * squares
+        return _block_moments(settings, total.max, logits, speed, points, squares)
+
+    def body(carry, step):
+        terms = block(step, query, theta_dot, c_dot)
+        return jax.tree.map(jnp.add, carry, dataclasses.replace(terms, max=jnp.zeros_like(carry.max))), None
+
+    start = moments.empty(query.x.shape[0], rows.dimension, settings.dtype, scalars=settings.scalars)
+    start = _varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
+    steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
+    total_dot, _ = lax.scan(body, start, steps)
+    candidates_dot = Candidates(
+        index=np.zeros(candidates.index.shape, jax.dtypes.float0),  # type: ignore[arg-type]
+        logit=jnp.zeros_like(candidates.logit),
+        rest=jnp.zeros_like(candidates.rest),
+    )
+    return (total, candidates), (total_dot, candidates_dot)

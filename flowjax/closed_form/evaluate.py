@@ -1,0 +1,404 @@
+"""From a pass over the rows to the posterior: re-scoring, merging, the physics of the path, the error bound.
+
+A pass (dense, float32) leaves the moments of all rows and a few candidates. Three estimates come of it:
+
+    dense     as the pass computed it; its derivatives are what callers differentiate
+    combined  the candidates' share replaced by their exact one: dense − approximate candidates + exact candidates
+    exact     the candidates alone, every other row dropped
+
+`combined` is right when many rows share the weight, `exact` when few do. Both carry a bound, and every query
+gets the smaller one. All of it is [b, d] work in float64; only the pass itself touches all rows.
+
+Error analysis (u = unit roundoff of the pass, Y = max ‖y − centre‖, X = ‖x − alpha centre‖):
+
+    (1)  |computed − true logit| ≤ E = 1.01 u ((d + 16) alpha X Y/sigma² + 8 alpha² Y²/(2 sigma²) + 64) + weights' share
+         any order of summation: Higham, Accuracy and Stability of Numerical Algorithms, §3.1. With direct
+         differences the first two terms become (d + 8)|l| + 3 (alpha Y + X) sqrt(2 |l|)/sigma.
+    (2)  rows with wrong logits carry at most the share rho of the weight, so the mean moves by at most
+         (exp(2E) − 1) min(2 sqrt(rho V), 4 rho Y), V = variance; sums add (block + blocks + 16) u exp(E) Y
+    (3)  dropping n' rows whose logits are ≤ r moves the mean by at most 2 Y eps/(1 + eps), with
+         eps = n' exp(r + E − log normaliser of the candidates)
+    (4)  no error of the mean exceeds 2 Y: both lie in the convex hull of the data.
+
+The velocity error is |alpha' − sigma' alpha/sigma| times that of the mean, plus rounding of the result.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flowjax.paths import Path
+
+from . import moments as algebra
+from .dense import Query, Rows, Settings, stream, uses_direct_differences
+from .moments import Moments
+from .refine import candidate_moments, exact_logits
+
+RELEVANT = 40.0
+"""Rows more than this many nats below the best weigh less than 5e-18 each: beyond any rounding considered."""
+
+
+class Evaluation(NamedTuple):
+    """Flat results: vectors [b, d], scalars [b]; the scalars are None when only the velocity was asked for."""
+
+    mean: jax.Array
+    velocity: jax.Array
+    log_density: jax.Array | None
+    entropy: jax.Array | None
+    effective_sample_size: jax.Array | None
+    max_weight: jax.Array | None
+    argmax: jax.Array | None
+    variance: jax.Array | None
+    error_bound: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What one set of rows contributes; merged over flipped copies and devices. All float64, full logits."""
+
+    dense: Moments
+    remainder: Moments
+    exact: Moments
+    rest: jax.Array
+    best_logit: jax.Array
+    best_index: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything static about an evaluation."""
+
+    path: Path
+    settings: Settings
+    tolerance: float
+    event_shape: tuple[int, ...]
+    horizontal_flip: bool
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None
+    tile: int
+
+
+def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser=None) -> jax.Array:
+    """E of equation (1), [b]. With direct differences it depends on how negative the logits are."""
+    unit = 2.0**-53 if plan.settings.precision == "float64" else 2.0**-24
+    d = rows.dimension
+    x, y = _norm(query.x), rows.max_norm.astype(jnp.float64)
+    if uses_direct_differences(d):
+        size = RELEVANT if log_normaliser is None else jnp.abs(log_normaliser) + RELEVANT
+        terms = (d + 8) * size + 3 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma
+    else:
+        scale = query.alpha / query.sigma**2
+        terms = (d + 16) * scale * x * y + 4 * query.alpha * scale * y**2
+    return 1.01 * unit * (terms + 64) + _weight_error(rows)
+
+
+def _weight_error(rows: Rows) -> jax.Array:
+    """Rounding of the stored float32 log weights."""
+    return 2.0**-23 * rows.log_weight_bound.astype(jnp.float64)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """Row norms [b], with a derivative that is never followed (norms only enter bounds)."""
+    return jnp.sqrt(jnp.sum(lax.stop_gradient(x) ** 2, 1))
+
+
+def _parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
+    """One pass over local rows and the exact re-scoring of its candidates."""
+    settings = plan.settings
+    low = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), dataclasses.replace(query, labels=None))
+    total, candidates = stream(settings, dataclasses.replace(low, labels=query.labels), rows)
+    # The term −‖x‖²/(2 sigma²) common to all logits: the products leave it out, direct differences have it.
+    # The maximum is a constant of the algebra, so its derivative goes into the sums.
+    constant = -jnp.sum(query.x**2, 1) / (2 * query.sigma**2)
+    fixed = lax.stop_gradient(constant)
+    offset = jnp.zeros_like(fixed) if uses_direct_differences(rows.dimension) else fixed
+    dense = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), total)
+    dense = algebra.shift_logits(dataclasses.replace(dense, max=dense.max + offset), constant - fixed)
+    approximate = candidates.logit.astype(jnp.float64) + offset[:, None]
+    rest = candidates.rest.astype(jnp.float64) + offset
+    index = candidates.index
+    if settings.axis_name is not None:
+        index = index + lax.axis_index(settings.axis_name).astype(jnp.int32) * rows.count
+    logits = exact_logits(rows, query, candidates)
+    exact = candidate_moments(settings, rows, candidates, logits, jnp.max(lax.stop_gradient(logits), 1))
+    held = jax.tree.map(lax.stop_gradient, dense)
+    part = candidate_moments(settings, rows, candidates, approximate, held.max)
+    # Compared as float32 gaps to the maximum: argmax is lowered outside the float64 island.
+    gap = (lax.stop_gradient(logits) - exact.max[:, None]).astype(jnp.float32)
+    best = lax.argmax(gap, 1, jnp.int32)
+    chosen = jnp.arange(settings.num_candidates, dtype=jnp.int32) == best[:, None]
+    return _Parts(
+        dense=dense,
+        remainder=algebra.subtract(held, part),
+        exact=exact,
+        rest=rest,
+        best_logit=jnp.sum(jnp.where(chosen, logits, 0), 1),
+        best_index=jnp.sum(jnp.where(chosen, index, 0), 1, dtype=jnp.int32),
+    )
+
+
+def _merge_parts(first: _Parts, second: _Parts) -> _Parts:
+    keep = first.best_logit >= second.best_logit
+    return _Parts(
+        dense=algebra.merge(first.dense, second.dense),
+        remainder=algebra.merge(first.remainder, second.remainder),
+        exact=algebra.merge(first.exact, second.exact),
+        rest=jnp.maximum(first.rest, second.rest),
+        best_logit=jnp.where(keep, first.best_logit, second.best_logit),
+        best_index=jnp.where(keep, first.best_index, second.best_index),
+    )
+
+
+def _merge_parts_across(parts: _Parts, axis_name: str) -> _Parts:
+    """The collective form of `_merge_parts`; ties for the best row go to the lowest index."""
+    fixed = lax.stop_gradient(parts.best_logit)
+    best = lax.pmax(fixed, axis_name)
+    last = jnp.iinfo(jnp.int32).max
+    index = lax.pmin(jnp.where(fixed == best, parts.best_index, last), axis_name)
+    mine = (fixed == best) & (parts.best_index == index)
+    return _Parts(
+        dense=algebra.merge_across(parts.dense, axis_name),
+        remainder=algebra.merge_across(parts.remainder, axis_name),
+        exact=algebra.merge_across(parts.exact, axis_name),
+        rest=lax.pmax(lax.stop_gradient(parts.rest), axis_name),
+        best_logit=lax.psum(jnp.where(mine, parts.best_logit, 0), axis_name),
+        best_index=index,
+    )
+
+
+def _with_flips(plan: Plan, rows: Rows, query: Query) -> _Parts:
+    """Flipped copies as extra queries: ‖x − alpha F y‖ = ‖F x − alpha y‖, and F is undone on the sums."""
+    if not plan.horizontal_flip:
+        return _parts(plan, rows, query)
+    b = query.x.shape[0]
+
+    def flip(x):
+        return x.reshape(-1, *plan.event_shape)[:, :, ::-1].reshape(x.shape)
+
+    def twice(leaf):
+        return jnp.concatenate([leaf, leaf])
+
+    both = jax.tree.map(twice, query)
+    both = dataclasses.replace(both, x=jnp.concatenate([query.x, flip(query.x)]))
+    parts = _parts(plan, rows, both)
+    plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s], parts) for s in (slice(b), slice(b, None)))
+
+    def unflip(part: Moments) -> Moments:
+        return dataclasses.replace(part, weighted_sum=flip(part.weighted_sum))
+
+    total = rows.count * (1 if plan.settings.axis_name is None else lax.axis_size(plan.settings.axis_name))
+    mirrored = dataclasses.replace(
+        mirrored,
+        dense=unflip(mirrored.dense),
+        remainder=unflip(mirrored.remainder),
+        exact=unflip(mirrored.exact),
+        best_index=mirrored.best_index + total,
+    )
+    return _merge_parts(plain, mirrored)
+
+
+def _all_parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
+    axis = plan.settings.axis_name
+    if axis is None:
+        return _with_flips(plan, rows, query)
+
+    def local(rows, query):
+        return _merge_parts_across(_with_flips(plan, rows, query), axis)
+
+    split, whole = jax.P(axis), jax.P()
+    row_specs = Rows(
+        data=split,  # type: ignore[arg-type]
+        square_norms=split,  # type: ignore[arg-type]
+        log_weights=None if rows.log_weights is None else split,  # type: ignore[arg-type]
+        labels=None if rows.labels is None else split,  # type: ignore[arg-type]
+        centre=None if rows.centre is None else whole,  # type: ignore[arg-type]
+        max_norm=whole,  # type: ignore[arg-type]
+        log_weight_bound=whole,  # type: ignore[arg-type]
+        class_log_weights=whole,  # type: ignore[arg-type]
+    )
+    mapped = jax.shard_map(local, mesh=plan.mesh, in_specs=(row_specs, whole), out_specs=whole)
+    return mapped(rows, query)
+
+
+class _Schedule(NamedTuple):
+    alpha: jax.Array
+    sigma: jax.Array
+    alpha_dot: jax.Array
+    sigma_dot: jax.Array
+
+
+def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, best_logit) -> Evaluation:
+    """Moments → posterior. x is the query itself, [b, d] float64; every field float64, no bound yet."""
+    alpha, sigma, alpha_dot, sigma_dot = schedule
+    normaliser = total.normaliser
+    relative = total.weighted_sum / normaliser[:, None]
+    centre = 0.0 if rows.centre is None else rows.centre.astype(jnp.float64)
+    # The difference x̂ − x is formed before it is divided by sigma; on the linear path the second
+    # coefficient is exactly zero.
+    towards_mean = alpha_dot - sigma_dot * alpha / sigma
+    along_x = alpha_dot + sigma_dot * (1 - alpha) / sigma
+    velocity = towards_mean[:, None] * (relative + (centre - x)) + along_x[:, None] * x
+    mean = relative + centre
+    if not total.has_scalars:
+        return Evaluation(mean, velocity, *(None,) * 7)
+    log_sum = jnp.log(normaliser)
+    log_normaliser = total.max + log_sum
+    d = x.shape[1]
+    constant = d * jnp.log(sigma) + d / 2 * jnp.log(2 * jnp.pi)
+    return Evaluation(
+        mean=mean,
+        velocity=velocity,
+        log_density=log_normaliser - log_prior - constant,
+        entropy=jnp.maximum(log_sum - total.weighted_logit / normaliser, 0),
+        effective_sample_size=normaliser**2 / total.normaliser_squared,
+        max_weight=jnp.exp(best_logit - log_normaliser),
+        argmax=None,
+        variance=jnp.maximum(total.weighted_square / normaliser - jnp.sum(relative**2, 1), 0),
+        error_bound=None,
+    )
+
+
+def _log_prior(rows: Rows, plan: Plan, labels) -> jax.Array:
+    """Log of the total prior weight that a query sees, [] or [b]."""
+    value = rows.class_log_weights.astype(jnp.float64)
+    value = value[0] if labels is None else value[labels]
+    return value + jnp.log(2.0) if plan.horizontal_flip else value
+
+
+def _evaluate_tile(plan: Plan, rows: Rows, x, t, labels) -> Evaluation:
+    """Evaluate a batch of at most `plan.tile` queries: x [b, d], t [b], labels [b] or None."""
+    settings = plan.settings
+    x, t = x.astype(jnp.float64), t.astype(jnp.float64)
+    path = plan.path
+    schedule = _Schedule(path.alpha(t), path.sigma(t), path.alpha_dot(t), path.sigma_dot(t))
+    alpha, sigma = schedule.alpha, schedule.sigma
+    centred = x if rows.centre is None else x - alpha[:, None] * rows.centre.astype(jnp.float64)
+    query = Query(centred, alpha, sigma, jnp.zeros_like(alpha), labels)
+    margin = 2 * _logit_error(plan, rows, query) + jnp.log(rows.count / plan.tolerance) + 8
+    parts = _all_parts(plan, rows, dataclasses.replace(query, margin=lax.stop_gradient(margin)))
+
+    prior = _log_prior(rows, plan, labels)
+    dense = _finalise(rows, x, schedule, parts.dense, prior, parts.best_logit)
+    combined_moments = algebra.merge(parts.exact, parts.remainder)
+    combined = _finalise(rows, x, schedule, combined_moments, prior, parts.best_logit)
+    # Values of `combined`, derivatives of `dense`: the two differ by rounding only.
+    result = jax.tree.map(lambda low, high: low + lax.stop_gradient(high - low), dense, combined)
+
+    bounds = _error_bounds(plan, rows, query, schedule, parts, combined_moments)
+    exact = _finalise(rows, x, schedule, parts.exact, prior, parts.best_logit)
+    choose = bounds.exact_coarse < bounds.combined_coarse
+
+    def pick(low, high):
+        return jnp.where(choose[:, None] if low.ndim == 2 else choose, high, low)
+
+    result = jax.tree.map(pick, result, exact)
+    bound = jnp.where(choose, bounds.exact, bounds.combined)
+    if not settings.scalars:
+        return result
+    speed = jnp.abs(schedule.alpha_dot - schedule.sigma_dot * alpha / sigma)
+    rounding = 2.0**-23 * _norm(result.velocity) + 2.0**-48 * speed * (_norm(centred) + rows.max_norm)
+    error = 1.001 * speed * bound + rounding
+    return result._replace(argmax=parts.best_index, error_bound=lax.stop_gradient(error))
+
+
+class _Bounds(NamedTuple):
+    """Bounds of the error of the mean, [b]. The coarse pair needs no scalar moments and decides which
+    estimate is taken, so that the velocity alone and the whole posterior take the same one."""
+
+    combined: jax.Array
+    combined_coarse: jax.Array
+    exact: jax.Array
+    exact_coarse: jax.Array
+
+
+def _error_bounds(plan: Plan, rows: Rows, query: Query, schedule, parts: _Parts, combined: Moments) -> _Bounds:
+    """Equations (2), (3) and (4)."""
+    settings = plan.settings
+    unit = 2.0**-53 if settings.precision == "float64" else 2.0**-24
+    y = rows.max_norm.astype(jnp.float64)
+    blocks = -(-rows.count // settings.block_size)
+    summation = unit * (settings.block_size + blocks + 16)
+
+    combined = jax.tree.map(lax.stop_gradient, combined)
+    log_normaliser = combined.max + jnp.log(combined.normaliser)
+    e = _logit_error(plan, rows, query, log_normaliser)
+    growth, spread = jnp.exp(jnp.minimum(e, 50.0)), jnp.expm1(jnp.minimum(2 * e, 100.0))
+    remainder = parts.remainder.normaliser * jnp.exp(parts.remainder.max - log_normaliser)
+    rho = jnp.minimum(1.0, growth * (remainder + summation))
+    sums = summation * growth * y
+    tail = plan_rows(plan, rows) * jnp.exp(-RELEVANT + 2 * e) * 2 * y if uses_direct_differences(rows.dimension) else 0
+    coarse = spread * 4 * rho * y + sums + tail
+    fine = coarse
+    if settings.scalars:
+        fine = jnp.minimum(coarse, spread * 2 * jnp.sqrt(rho * _variance(combined, summation * growth * y**2)) + sums + tail)
+
+    exact = jax.tree.map(lax.stop_gradient, parts.exact)
+    exact_log = exact.max + jnp.log(exact.normaliser)
+    gap = jnp.minimum(parts.rest + e - exact_log, 700.0)
+    dropped = plan_rows(plan, rows) * jnp.exp(gap)
+    d, x = rows.dimension, _norm(query.x)
+    size = jnp.abs(exact_log) + RELEVANT
+    e_exact = 2.0**-53 * ((d + 16) * size + 4 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma)
+    e_exact = e_exact + _weight_error(rows) + 1e-15
+    lost = 2 * y * dropped / (1 + dropped)
+    exact_coarse = lost + 4 * y * jnp.expm1(2 * e_exact)
+    exact_fine = exact_coarse
+    if settings.scalars:
+        deviation = jnp.sqrt(_variance(exact, 1e-13 * y**2))
+        exact_fine = lost + 2 * deviation * jnp.expm1(2 * e_exact) + 1e-13 * y
+    worst = 2 * y
+    no_less = [jnp.where(jnp.isnan(v), worst, jnp.minimum(v, worst)) for v in (fine, coarse, exact_fine, exact_coarse)]
+    return _Bounds(*no_less)
+
+
+def _variance(total: Moments, rounding) -> jax.Array:
+    """An upper bound of the variance of the rows under their weights, [b]."""
+    relative = total.weighted_sum / total.normaliser[:, None]
+    assert total.weighted_square is not None
+    value = total.weighted_square / total.normaliser - jnp.sum(relative**2, 1)
+    return jnp.maximum(value, 0) + 4 * rounding
+
+
+def plan_rows(plan: Plan, rows: Rows) -> int:
+    """Number of points a query sees, flipped copies included."""
+    return rows.count * (2 if plan.horizontal_flip else 1)
+
+
+def evaluate(plan: Plan, rows: Rows, x: jax.Array, t: jax.Array, labels: jax.Array | None) -> Evaluation:
+    """Evaluate flat queries in tiles of `plan.tile`, so that memory does not grow with their number.
+
+    Args:
+        plan: static choices.
+        rows: the data.
+        x: [b, d] float32 (or float64).
+        t: [b], inside [0, 1).
+        labels: [b] int32 or None.
+
+    Returns:
+        Evaluation in x's dtype.
+    """
+    dtype = x.dtype
+
+    def tile(x, t, labels):
+        with jax.enable_x64(True):
+            result = _evaluate_tile(plan, rows, x, t, labels)
+            return jax.tree.map(
+                lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, result
+            )
+
+    b = x.shape[0]
+    if b <= plan.tile:
+        return tile(x, t, labels)
+    num_tiles = -(-b // plan.tile)
+    padding = num_tiles * plan.tile - b
+
+    def split(leaf):
+        # Padding repeats the last query: its result is dropped.
+        padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, 0)]) if padding else leaf
+        return padded.reshape(num_tiles, plan.tile, *leaf.shape[1:])
+
+    results = lax.map(lambda args: tile(*args), jax.tree.map(split, (x, t, labels)))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:b], results)

@@ -1,0 +1,437 @@
+"""`ClosedFormField` and `Posterior`: what users hold."""
+
+import dataclasses
+import difflib
+import functools
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowjax.paths import Linear, Path
+
+from .dense import Rows, Settings
+from .evaluate import Evaluation, Plan, evaluate
+from .rows import to_float
+
+Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
+Precision = Literal["float32", "float64"]
+
+_BUILT_METHODS = ("auto", "dense")
+_BLOCK_SIZE = 512
+_TILE = 1024
+_NUM_CANDIDATES = 16
+_LAST_TIME = 1 - 2.0**-24  # the largest float32 below one
+
+
+class Posterior(NamedTuple):
+    """The posterior over data points seen from each query (x, t); equations in shared mathematics §2.
+
+    Attributes:
+        mean: [*batch, *event] x̂, the optimal denoiser.
+        velocity: [*batch, *event] û.
+        log_density: [*batch] log p̂_t(x) in nats, with respect to Lebesgue measure on the d flattened axes.
+        entropy: [*batch] of the weights, in nats.
+        effective_sample_size: [*batch] 1/Σw².
+        max_weight: [*batch].
+        argmax: [*batch] int32 row of the largest weight; a flipped copy of row i counts as i + num_points.
+        variance: [*batch] trace of the covariance of the data points under the weights.
+        error_bound: [*batch] certified ‖velocity − û‖ in absolute units, rounding included.
+    """
+
+    mean: jax.Array
+    velocity: jax.Array
+    log_density: jax.Array
+    entropy: jax.Array
+    effective_sample_size: jax.Array
+    max_weight: jax.Array
+    argmax: jax.Array
+    variance: jax.Array
+    error_bound: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    path: Path
+    method: Method
+    tolerance: float
+    precision: Precision
+    block_size: int | None
+    horizontal_flip: bool
+    placement: tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str] | None
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class ClosedFormField:
+    """The exact velocity field of flow matching on a finite data set.
+
+    `field(x, t)` is û(x, t) = alpha' x̂ + sigma' (x − alpha x̂)/sigma with x̂ the average of all data points under
+    the weights softmax_i(−‖x − alpha y_i‖²/(2 sigma²) + log w_i). It is a velocity function and a pytree: pass it
+    through `jit`, `vmap`, `grad`, `shard_map`, `device_put` as an argument, and the data stays an argument too.
+
+    Data that lies sharded over a mesh axis (first axis only) is evaluated where it lies, with one merge over the
+    devices. Derivatives in x and t of any order run in bounded memory; the data itself is a constant.
+
+    Args:
+        data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
+            converted block by block. float64 NumPy arrays are rounded to float32.
+        path: Gaussian path.
+        method: "auto" and "dense" are built; the other names belong to later backends.
+        tolerance: relative velocity error ‖v − û‖/‖û‖ aimed at. Rows that may matter at this level are
+            re-scored exactly when they are few; where float32 cannot certify it, `error_bound` says so.
+        precision: "float32" (default) or "float64", which makes the pass over all rows in double precision:
+            about twice the time on a CPU, and a bound near the rounding of the result at every t.
+        block_size: rows handled at once; None chooses.
+        weights: [n] non-negative prior weights of the points; None means equal.
+        labels: [n] integers 0..C−1, for queries restricted to a class.
+        horizontal_flip: count the mirror image of every [height, width, channels] row as a point too.
+            The copies are never stored.
+
+    Raises:
+        ValueError, TypeError: for data, weights, labels or options that make no sense, with the values.
+
+    Reference: Bertrand, Gagneux, Massias, Emonet, "On the Closed-Form of Flow Matching", arXiv 2506.03719, eq. (4).
+    """
+
+    def __init__(
+        self,
+        data: ArrayLike,
+        path: Path | None = None,
+        *,
+        method: Method = "auto",
+        tolerance: float = 1e-5,
+        precision: Precision | None = None,
+        block_size: int | None = None,
+        weights: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        horizontal_flip: bool = False,
+    ):
+        path = Linear() if path is None else path
+        precision = "float32" if precision is None else precision
+        _check_options(path, method, tolerance, precision, block_size)
+        data = _as_rows(data)
+        if horizontal_flip and data.ndim != 4:
+            raise ValueError(
+                f"horizontal_flip needs data of shape [n, height, width, channels], got {data.shape}; "
+                "reshape the data or leave horizontal_flip=False"
+            )
+        self._rows = _make_rows(data, weights, labels, horizontal_flip)
+        self._static = _Static(
+            path, method, float(tolerance), precision, block_size, horizontal_flip, _placement(data)
+        )
+
+    # -- pytree -----------------------------------------------------------------------------------------
+
+    def tree_flatten_with_keys(self):
+        static = self._static
+        if isinstance(self._rows.data, jax.Array) and not isinstance(self._rows.data, jax.core.Tracer):
+            # device_put may have moved the rows since.
+            static = dataclasses.replace(static, placement=_placement(self._rows.data))
+        return ((jax.tree_util.GetAttrKey("rows"), self._rows),), static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        field = object.__new__(cls)
+        (field._rows,) = children
+        field._static = static
+        return field
+
+    # -- facts ------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        return self._static.path
+
+    @property
+    def data(self) -> jax.Array:
+        """[n, *event] as stored."""
+        return self._rows.data
+
+    @property
+    def labels(self) -> jax.Array | None:
+        return self._rows.labels
+
+    @property
+    def num_points(self) -> int:
+        return self._rows.count
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self._rows.labels is None else self._rows.class_log_weights.shape[0]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self._rows.data.shape[1:])
+
+    @property
+    def horizontal_flip(self) -> bool:
+        return self._static.horizontal_flip
+
+    def __repr__(self) -> str:
+        return (
+            f"ClosedFormField({self.num_points} points of shape {self.event_shape}, {self._rows.data.dtype}, "
+            f"path={self.path}, method={self._static.method!r})"
+        )
+
+    # -- evaluation -------------------------------------------------------------------------------------
+
+    def __call__(self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None) -> jax.Array:
+        """Velocity û(x, t).
+
+        Args:
+            x: [*batch, *event] floating queries.
+            t: [*batch] or broadcastable to it, in [0, 1).
+            labels: integers broadcastable to [*batch]: restrict each query to the points of its class.
+
+        Returns:
+            [*batch, *event], in x's dtype if that is float32 or float64, else float32.
+
+        Raises:
+            ValueError: x of another event shape, or t or labels out of range. Under a trace, where values
+                are unknown, t outside [0, 1) is evaluated at the nearest time inside (0 or 1 − 2^-24), and a
+                label out of range gives NaN, as does a NaN anywhere.
+        """
+        return self._evaluate(x, t, labels, scalars=False)[1]
+
+    def posterior(self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None) -> Posterior:
+        """Everything about the posterior, in the same single pass. Arguments and errors as for a call."""
+        return Posterior(*self._evaluate(x, t, labels, scalars=True))
+
+    def _evaluate(self, x, t, labels, *, scalars: bool):
+        x, t, labels, batch = self._check_queries(x, t, labels)
+        flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
+        d_shape = self.event_shape
+
+        def unflatten(leaf):
+            return leaf.reshape(batch + d_shape) if leaf.ndim == 2 else leaf.reshape(batch)
+
+        return jax.tree.map(unflatten, flat)
+
+    def _check_queries(self, x, t, labels):
+        event = self.event_shape
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"queries must be floating point in data space, got {x.dtype}; convert with flowjax.closed_form.to_float")
+        if x.ndim < len(event) or x.shape[x.ndim - len(event) :] != event:
+            raise ValueError(f"queries of shape {x.shape} do not end in the data's event shape {event}")
+        batch = x.shape[: x.ndim - len(event)]
+        x = x.reshape(-1, int(np.prod(event)))
+        if x.dtype not in (jnp.float32, jnp.float64):
+            x = x.astype(jnp.float32)
+        low, high = _concrete_range(t)
+        if not (0 <= low and high < 1):
+            raise ValueError(f"t must lie in [0, 1), got values from {low:g} to {high:g}; the field is singular at t = 1")
+        t = _broadcast_to_batch(jnp.asarray(t, x.dtype), batch, "t")
+        if labels is not None:
+            labels = self._check_labels(labels, batch)
+        return x, t, labels, batch
+
+    def _check_labels(self, labels, batch):
+        if self._rows.labels is None:
+            raise ValueError("labels were given with the query, but this field has none; build it with labels=...")
+        labels = jnp.asarray(labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"labels must be integers, got {labels.dtype}")
+        low, high = _concrete_range(labels)
+        if low < 0 or high >= self._rows.class_log_weights.shape[0]:
+            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got values from {low:g} to {high:g}")  # type: ignore[operator]
+        return _broadcast_to_batch(labels.astype(jnp.int32), batch, "labels")
+
+
+def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
+    static, rows = field._static, field._rows
+    mesh, axis = static.placement or (None, None)
+    if axis is not None and axis in jax.sharding.get_abstract_mesh().manual_axes:
+        mesh, axis = None, None  # already inside shard_map: the rows at hand are the data set
+    local = rows.count // (1 if mesh is None else mesh.shape[axis])
+    block = min(local, static.block_size or _BLOCK_SIZE)
+    settings = Settings(
+        block_size=block,
+        scalars=scalars,
+        num_candidates=min(_NUM_CANDIDATES, block),
+        precision=static.precision,
+        axis_name=axis,
+    )
+    return Plan(static.path, settings, static.tolerance, field.event_shape, static.horizontal_flip, mesh, _TILE)
+
+
+def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Evaluation:
+    plan = _plan(field, x.shape[0], scalars)
+    inside = jnp.clip(t, 0, _LAST_TIME)
+    result = evaluate(plan, field._rows, x, inside, labels)
+    if labels is None:
+        return result
+    valid = (labels >= 0) & (labels < field._rows.class_log_weights.shape[0])
+
+    def mark(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.where(valid[:, None] if leaf.ndim == 2 else valid, leaf, jnp.nan)
+
+    return jax.tree.map(mark, result)
+
+
+_evaluate_jit = jax.jit(_evaluate_flat, static_argnames=("scalars",))
+
+
+# -- construction and checks ---------------------------------------------------------------------------------
+
+
+def _check_options(path, method, tolerance, precision, block_size) -> None:
+    if not isinstance(path, Path):
+        raise TypeError(f"path must be a flowjax.paths.Path such as Linear(), got {path!r}")
+    if method not in get_args(Method):
+        near = difflib.get_close_matches(str(method), get_args(Method), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(get_args(Method))}"
+        raise ValueError(f"unknown method {method!r}; {hint}")
+    if method not in _BUILT_METHODS:
+        raise ValueError(f"method={method!r} is not built yet; use method='dense', which is exact on every platform")
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}; choose 'float32' or 'float64'")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie in (0, 1), got {tolerance}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+
+
+def _as_rows(data: ArrayLike) -> jax.Array:
+    array = data if isinstance(data, jax.Array) else np.asarray(data)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    allowed = (jnp.uint8, jnp.bfloat16, jnp.float16, jnp.float32)
+    if array.dtype not in [jnp.dtype(a) for a in allowed]:
+        raise TypeError(
+            f"data of dtype {array.dtype} cannot be used; give floating-point rows, or uint8 pixels (0..255, read as y/127.5 − 1)"
+        )
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"data must have shape [n, *event] with at least one row, got shape {array.shape}")
+    return jnp.asarray(array)
+
+
+def _make_rows(data: jax.Array, weights, labels, horizontal_flip: bool) -> Rows:
+    n = data.shape[0]
+    if labels is not None:
+        labels = _check_row_labels(labels, n)
+    if weights is not None:
+        weights = _check_weights(weights, n)
+    centre, squares, max_norm, far = _statistics(data, horizontal_flip=horizontal_flip)
+    if isinstance(max_norm, jax.core.Tracer) or not bool(far):
+        centre = None
+        squares, max_norm = _uncentred(data)
+    if not isinstance(max_norm, jax.core.Tracer) and not np.isfinite(max_norm):
+        raise ValueError("data holds NaN, inf, or numbers too large for float32; remove or rescale those rows")
+    with jax.enable_x64(True):
+        prior = jnp.ones(n, jnp.float64) if weights is None else jnp.asarray(weights, jnp.float64)
+        if labels is None:
+            totals = jnp.sum(prior)[None]
+        else:
+            totals = jax.ops.segment_sum(prior, labels, int(jnp.max(labels)) + 1)
+        class_log_weights = jnp.log(totals).astype(jnp.float32)
+        log_weights, bound = None, jnp.zeros((), jnp.float32)
+        if weights is not None:
+            logs = jnp.log(prior)
+            log_weights = logs.astype(jnp.float32)
+            bound = jnp.max(jnp.where(jnp.isfinite(logs), jnp.abs(logs), 0)).astype(jnp.float32)
+    placement = _placement(data)
+    if placement is not None:
+        mesh, axis = placement
+        if isinstance(mesh, jax.sharding.Mesh):
+            split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(axis), jax.P()))
+            squares = jax.device_put(squares, split)
+            log_weights = None if log_weights is None else jax.device_put(log_weights, split)
+            labels = None if labels is None else jax.device_put(labels, split)
+            centre, max_norm, bound, class_log_weights = jax.device_put(
+                (centre, max_norm, bound, class_log_weights), whole
+            )
+    return Rows(data, squares, log_weights, labels, centre, max_norm, bound, class_log_weights)
+
+
+@jax.jit
+def _uncentred(data: jax.Array):
+    """Square norms and their maximum, accumulated in float64."""
+    with jax.enable_x64(True):
+        points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
+        squares = jnp.sum(points**2, 1)
+        return squares.astype(jnp.float32), _round_up(jnp.sqrt(jnp.max(squares)))
+
+
+@functools.partial(jax.jit, static_argnames="horizontal_flip")
+def _statistics(data: jax.Array, *, horizontal_flip: bool):
+    """Mean row, square norms and largest norm about it, and whether the data lies far from the origin.
+
+    Centring makes the products smaller where the mean is large compared with the spread; it costs one
+    subtraction per element and block, so it is done only then.
+    """
+    with jax.enable_x64(True):
+        points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
+        mean = jnp.mean(points, 0)
+        if horizontal_flip:
+            mean = (mean + mean.reshape(data.shape[1:])[:, ::-1].reshape(-1)) / 2
+        centre = mean.astype(jnp.float32)
+        squares = jnp.sum((points - centre) ** 2, 1)
+        far = jnp.sum(mean**2) > jnp.mean(squares)
+        return centre, squares.astype(jnp.float32), _round_up(jnp.sqrt(jnp.max(squares))), far
+
+
+def _round_up(value: jax.Array) -> jax.Array:
+    return (value * (1 + 2.0**-20)).astype(jnp.float32)
+
+
+def _check_row_labels(labels, n: int) -> jax.Array:
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (n,):
+        raise ValueError(f"labels have shape {labels.shape}, but the data has {n} rows; give one label a row")
+    if isinstance(labels, jax.core.Tracer):
+        raise ValueError("labels must be concrete when a field is built; build it outside jit and pass it as an argument")
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels must not be negative, got {int(labels.min())}; number the classes from 0")
+    return labels.astype(jnp.int32)
+
+
+def _check_weights(weights, n: int) -> jax.Array:
+    weights = jnp.asarray(weights)
+    if jnp.issubdtype(weights.dtype, jnp.complexfloating) or weights.dtype == jnp.bool_:
+        raise TypeError(f"weights must be real numbers, got {weights.dtype}")
+    if weights.shape != (n,):
+        raise ValueError(f"weights have shape {weights.shape}, but the data has {n} rows; give one weight a row")
+    if not isinstance(weights, jax.core.Tracer):
+        values = np.asarray(weights)
+        if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() == 0:
+            raise ValueError(
+                f"weights must be finite, non-negative and not all zero, got values from {values.min():g} to {values.max():g}"
+            )
+    return weights.astype(jnp.float32)
+
+
+def _placement(data: jax.Array):
+    """(mesh, axis name) if the rows lie split over one mesh axis, else None."""
+    sharding = None if isinstance(data, jax.core.Tracer) else getattr(data, "sharding", None)
+    if sharding is None:
+        sharding = getattr(jax.typeof(data), "sharding", None)
+    if not isinstance(sharding, jax.NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+        return None
+    axis = sharding.spec[0]
+    if isinstance(axis, tuple):
+        if len(axis) != 1:
+            raise ValueError(f"rows split over several mesh axes {axis} are not supported; split them over one")
+        axis = axis[0]
+    return (sharding.mesh, axis) if sharding.mesh.shape[axis] > 1 else None
+
+
+def _concrete_range(value) -> tuple[float, float]:
+    """Smallest and largest entry where the value is known, else (0, 0), which passes every check."""
+    if isinstance(value, jax.core.Tracer) or np.size(value) == 0:
+        return 0, 0
+    value = np.asarray(value)
+    return float(value.min()), float(value.max())
+
+
+def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> jax.Array:
+    try:
+        return jnp.broadcast_to(value, batch).reshape(-1)
+    except ValueError:
+        raise ValueError(f"{name} of shape {value.shape} does not broadcast to the queries' batch shape {batch}") from None

@@ -1,0 +1,66 @@
+"""Exact re-scoring of the few rows that may carry the weight: direct differences in float64.
+
+Between near neighbours late in time the velocity hangs on the difference of two huge logits, which no float32
+evaluation resolves. The candidates of a pass are few, so they are evaluated again in double precision from the
+stored rows themselves. Everything here must be called inside `jax.enable_x64(True)`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .dense import Candidates, Query, Rows, Settings
+from .moments import Moments, finite_max
+from .rows import to_float
+
+
+def _gather(rows: Rows, index: jax.Array) -> jax.Array:
+    """Rows `index` [b] as centred float64 points [b, d]."""
+    points = to_float(rows.data[index].reshape(index.shape[0], -1)).astype(jnp.float64)
+    return points if rows.centre is None else points - rows.centre.astype(jnp.float64)
+
+
+def exact_logits(rows: Rows, query: Query, candidates: Candidates) -> jax.Array:
+    """−‖x − alpha y‖²/(2 sigma²) + log w of every candidate, [b, k] float64, −inf in unused slots."""
+
+    @jax.checkpoint
+    def logit(index):
+        difference = query.x - query.alpha[:, None] * _gather(rows, index)
+        value = -jnp.sum(difference**2, 1) / (2 * query.sigma**2)
+        return value if rows.log_weights is None else value + rows.log_weights[index].astype(jnp.float64)
+
+    values = lax.map(logit, candidates.index.T).T
+    return jnp.where(candidates.logit == -jnp.inf, -jnp.inf, values)
+
+
+def candidate_moments(
+    settings: Settings, rows: Rows, candidates: Candidates, logits: jax.Array, maximum: jax.Array
+) -> Moments:
+    """Moments of the candidates alone under the given logits [b, k], relative to `maximum` [b]."""
+    shifted = logits - finite_max(maximum)[:, None]
+    weights = jnp.exp(shifted)
+
+    @jax.checkpoint
+    def row_sums(index, weight):
+        points = _gather(rows, index)
+        return weight[:, None] * points, weight * jnp.sum(points**2, 1)
+
+    def body(carry, slot):
+        return jax.tree.map(jnp.add, carry, row_sums(*slot)), None
+
+    b = weights.shape[0]
+    zero = jnp.zeros((b, rows.dimension), jnp.float64), jnp.zeros(b, jnp.float64)
+    if settings.axis_name is not None:
+        zero = lax.pcast(zero, settings.axis_name, to="varying")
+    (weighted_sum, weighted_square), _ = lax.scan(body, zero, (candidates.index.T, weights.T))
+    result = Moments(maximum, jnp.sum(weights, 1), weighted_sum, None, None, None)
+    if not settings.scalars:
+        return result
+    return dataclasses.replace(
+        result,
+        weighted_logit=jnp.sum(weights * jnp.where(weights > 0, shifted, 0), 1),
+        weighted_square=weighted_square,
+        normaliser_squared=jnp.sum(weights**2, 1),
+    )

@@ -1,0 +1,211 @@
+"""Conditional, empirical and exact regression targets of flow matching.
+
+Given a row x1 of the data, noise x0 and x_t = alpha x1 + sigma x0, all three have the same expectation given
+x_t, the closed-form velocity û(x_t, t), so a network trained on any of them has the same optimum. They differ
+in variance:
+
+    conditional   alpha' x1 + sigma' x0                               (CFM; one point)
+    empirical     the closed form over x1 and M − 1 other rows        (EFM; M points)
+    closed form   û itself                                            (all n points, no variance)
+
+Reference: Bertrand, Gagneux, Massias, Emonet, arXiv 2506.03719, §4.
+"""
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from flowjax.closed_form import ClosedFormField, to_float
+from flowjax.paths import Linear, Path
+
+
+class Target(abc.ABC):
+    """A regression target: a pure function of an explicit key and one batch. A pytree."""
+
+    path: Path
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Short name for tables and file names."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        key: jax.Array,
+        x0: jax.Array,
+        x1: jax.Array,
+        t: jax.Array,
+        *,
+        index: jax.Array | None = None,
+        labels: jax.Array | None = None,
+        rows: jax.Array | None = None,
+    ) -> jax.Array:
+        """The velocity to regress on at x_t = path.interpolate(x0, x1, t).
+
+        Args:
+            key: randomness of the target itself (the other rows of the empirical target).
+            x0: noise, [b, *event] float32.
+            x1: data, [b, *event] float32, row `index` of the data set.
+            t: [b], in [0, 1).
+            index: [b] int32 row numbers of x1; only the empirical target needs them.
+            labels: [b] int32 classes for class-conditional training, None otherwise.
+            rows: the data set [n, *event] in storage dtype; only the empirical target needs it.
+
+        Returns:
+            [b, *event] float32.
+        """
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ConditionalTarget(Target):
+    """alpha' x1 + sigma' x0. See `conditional`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return "conditional"
+
+    def __call__(self, key, x0, x1, t, *, index=None, labels=None, rows=None):
+        return self.path.conditional_velocity(x0, x1, t)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EmpiricalTarget(Target):
+    """The closed form over x1 and other rows drawn at random. See `empirical`."""
+
+    num_samples: int = dataclasses.field(metadata={"static": True})
+    path: Path = dataclasses.field(metadata={"static": True})
+    row_labels: jax.Array | None = None
+
+    @property
+    def name(self) -> str:
+        return f"empirical-{self.num_samples}"
+
+    def __call__(self, key, x0, x1, t, *, index=None, labels=None, rows=None):
+        if index is None or rows is None:
+            raise ValueError("the empirical target needs index= (row numbers of x1) and rows= (the data set)")
+        if labels is not None and self.row_labels is None:
+            raise ValueError("class-conditional use needs the rows' labels: empirical(num_samples, labels=...)")
+        if self.num_samples > rows.shape[0]:
+            raise ValueError(
+                f"num_samples={self.num_samples} exceeds the {rows.shape[0]} rows of the data set; "
+                "use at most that many, or closed_form(field) for all of them"
+            )
+        support = jax.random.choice(key, rows.shape[0], (self.num_samples,), replace=False).astype(jnp.int32)
+        return empirical_velocity(
+            self.path, x0, x1, t, index, support, rows, row_labels=self.row_labels, labels=labels
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClosedFormTarget(Target):
+    """û over the whole data set. See `closed_form`."""
+
+    field: ClosedFormField
+
+    @property
+    def path(self) -> Path:  # type: ignore[override]
+        return self.field.path
+
+    @property
+    def name(self) -> str:
+        return "closed-form"
+
+    def __call__(self, key, x0, x1, t, *, index=None, labels=None, rows=None):
+        return jax.lax.stop_gradient(self.field(self.path.interpolate(x0, x1, t), t, labels))
+
+
+def conditional(path: Path | None = None) -> ConditionalTarget:
+    """The target of conditional flow matching, alpha' x1 + sigma' x0 (Lipman et al., arXiv 2210.02747)."""
+    return ConditionalTarget(Linear() if path is None else path)
+
+
+def empirical(
+    num_samples: int = 1000, path: Path | None = None, *, labels: jax.Array | None = None
+) -> EmpiricalTarget:
+    """The closed form over `num_samples` rows: b_1 := x1, the others without replacement from the other n − 1.
+
+    num_samples = 1 is the conditional target, num_samples = n the exact one. One draw of rows serves the whole
+    batch, so the cost is two matrix products with num_samples rows; every example's target is unbiased, since
+    from its own point of view the others are a uniform draw from the rows that are not x1.
+
+    Args:
+        num_samples: M ≥ 1.
+        path: Gaussian path; Linear by default.
+        labels: [n] classes of the rows, for class-conditional training: rows of other classes are left out.
+            Unbiased as well, since given their number the remaining rows are uniform in the class.
+
+    Raises:
+        ValueError: num_samples < 1, and at the call: more than n, or index or rows missing.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    return EmpiricalTarget(num_samples, Linear() if path is None else path, labels)
+
+
+def closed_form(field: ClosedFormField) -> ClosedFormTarget:
+    """The exact velocity of the field's whole data set: the conditional expectation itself, without variance."""
+    return ClosedFormTarget(field)
+
+
+def draw_support(index: jax.Array, support: jax.Array) -> jax.Array:
+    """Which of the M drawn rows are somebody's "other" M − 1 rows, [b, M] bool.
+
+    A row that drew itself leaves itself out (it takes part as b_1 anyway); one that did not leaves out the
+    last of the draw. Either way M − 1 distinct others remain, uniform over the rows that are not x1.
+    """
+    itself = index[:, None] == support
+    last = jnp.arange(support.shape[0]) == support.shape[0] - 1
+    return ~jnp.where(jnp.any(itself, 1, keepdims=True), itself, last)
+
+
+def empirical_velocity(
+    path: Path,
+    x0: jax.Array,
+    x1: jax.Array,
+    t: jax.Array,
+    index: jax.Array,
+    support: jax.Array,
+    rows: jax.Array,
+    *,
+    row_labels: jax.Array | None = None,
+    labels: jax.Array | None = None,
+) -> jax.Array:
+    """The empirical target for a given draw `support` of M distinct row numbers; arguments as for a target.
+
+    With a_j = ‖x_t − alpha y_j‖², measured from x_t − alpha x1 = sigma x0 so that nothing cancels:
+
+        a_j − a_1 = alpha (x1 − y_j)·(2 sigma x0 + alpha (x1 − y_j))
+        velocity  = conditional velocity + (alpha' − sigma' alpha/sigma) Σ_j w_j (y_j − x1)
+    """
+    b = x1.shape[0]
+    shape = x1.shape
+    x0, x1 = x0.reshape(b, -1), x1.reshape(b, -1)
+    others = to_float(rows[support].reshape(support.shape[0], -1))
+    allowed = draw_support(index, support)
+    if labels is not None:
+        assert row_labels is not None
+        allowed &= row_labels[support] == labels[:, None]
+    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+    highest = jax.lax.Precision.HIGHEST
+    query = x1 + (sigma / jnp.where(alpha == 0, 1, alpha)) * x0
+    # ‖query − y‖² − ‖query − x1‖² by products; at alpha = 0 the logits vanish whatever stands here.
+    square = (
+        jnp.sum(others**2, 1)
+        - jnp.sum(x1**2, 1)[:, None]
+        - 2 * (jnp.matmul(query, others.T, precision=highest) - jnp.sum(query * x1, 1)[:, None])
+    )
+    logits = jnp.where(allowed, -(alpha**2) * square / (2 * sigma**2), -jnp.inf)
+    logits = jnp.concatenate([jnp.zeros((b, 1), logits.dtype), logits], 1)
+    weights = jax.nn.softmax(logits, axis=1)[:, 1:]
+    shift = jnp.matmul(weights, others, precision=highest) - jnp.sum(weights, 1)[:, None] * x1
+    alpha_dot, sigma_dot = path.alpha_dot(t)[:, None], path.sigma_dot(t)[:, None]
+    velocity = alpha_dot * x1 + sigma_dot * x0 + (alpha_dot - sigma_dot * alpha / sigma) * shift
+    return velocity.reshape(shape)
