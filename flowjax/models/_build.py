@@ -1,0 +1,38 @@
+"""From a configuration to a model, or to its size without building it."""
+
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ._network import Network
+from .mlp import MLP, MLPConfig
+from .unet import UNet, UNetConfig
+
+NETWORKS: dict[type, type[Network]] = {MLPConfig: MLP, UNetConfig: UNet}
+
+
+def build(config: Any, *, rngs: nnx.Rngs | int) -> Network:
+    """The model of a configuration, in evaluation mode.
+
+    Args:
+        config: `MLPConfig` or `UNetConfig`.
+        rngs: a generator with a stream `params` (or a default one), or a seed.
+
+    Raises:
+        TypeError: config is not a model's configuration.
+    """
+    network = NETWORKS.get(type(config))
+    if network is None:
+        known = ", ".join(kind.__name__ for kind in NETWORKS)
+        raise TypeError(f"{type(config).__name__} is no model configuration; the known ones are {known}")
+    return network(config, rngs=nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
+
+
+def count_parameters(model: Any) -> int:
+    """Number of parameters of a configuration (by shapes alone, nothing is computed) or of a model."""
+    if type(model) in NETWORKS:
+        config = model
+        model = nnx.eval_shape(lambda: build(config, rngs=0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
