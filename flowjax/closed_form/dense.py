@@ -83,12 +83,18 @@ class Query:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The best-looking rows: index [b, k] int32, logit [b, k] as the pass computed it (−inf: unused slot),
-    and rest [b], an upper bound of the computed logit of every other row."""
+    """The best-looking rows: logit [b, k] as the pass computed it (−inf: unused slot), and rest [b], an upper
+    bound of the computed logit of every other row. `index_bits` [b, k] holds row numbers as the bits of a
+    float32: an integer result of a differentiated function inside `shard_map` has no tangent type."""
 
-    index: jax.Array
+    index_bits: jax.Array
     logit: jax.Array
     rest: jax.Array
+
+    @property
+    def index(self) -> jax.Array:
+        """[b, k] int32 row numbers."""
+        return lax.bitcast_convert_type(self.index_bits, jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +147,10 @@ def _block_logits(settings: Settings, query: Query, rows: Rows, step: jax.Array)
         square = 0
         for k in range(rows.dimension):
             square += (query.x[:, k, None] - query.alpha[:, None] * points[None, :, k]) ** 2
-        logits = bias - (0.5 / query.sigma**2)[:, None] * square
+        # As equation (1), these have to move without the term common to all logits.
+        constant = jnp.sum(query.x**2, 1) / (2 * query.sigma**2)
+        constant = constant - lax.stop_gradient(constant)
+        logits = bias + (constant[:, None] - (0.5 / query.sigma**2)[:, None] * square)
     else:
         theta, c = natural_parameters(query)
         product = jnp.matmul(theta, points.T, precision=lax.Precision.HIGHEST)
@@ -160,12 +169,7 @@ def _varying(settings: Settings, tree):
     """Inside shard_map, mark the start of a scan as differing from device to device."""
     if settings.axis_name is None:
         return tree
-    axis = settings.axis_name
-
-    def cast(leaf):
-        return leaf if axis in jax.typeof(leaf).vma else lax.pcast(leaf, axis, to="varying")
-
-    return jax.tree.map(cast, tree)
+    return lax.pcast(tree, settings.axis_name, to="varying")
 
 
 def _block_moments(settings: Settings, maximum, logits, factor, points, squares) -> Moments:
@@ -263,7 +267,7 @@ def _select(settings: Settings, margin, best, where, second) -> Candidates:
     first = jnp.zeros((), jnp.int32)
     _, remaining, index, logit = lax.while_loop(unfinished, take, (first, best, *start))
     rest = jnp.maximum(jnp.max(remaining, 1), jnp.max(second, 1))
-    return Candidates(index=index, logit=logit, rest=rest)
+    return Candidates(lax.bitcast_convert_type(index, jnp.float32), logit, rest)
 
 
 @stream.defjvp
@@ -299,9 +303,5 @@ def _stream_jvp(settings: Settings, primals, tangents):
     start = _varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     total_dot, _ = lax.scan(body, start, steps)
-    candidates_dot = Candidates(
-        index=np.zeros(candidates.index.shape, jax.dtypes.float0),  # type: ignore[arg-type]
-        logit=jnp.zeros_like(candidates.logit),
-        rest=jnp.zeros_like(candidates.rest),
-    )
+    candidates_dot = jax.tree.map(jnp.zeros_like, candidates)
     return (total, candidates), (total_dot, candidates_dot)

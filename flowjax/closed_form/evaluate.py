@@ -110,6 +110,7 @@ def _parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
     settings = plan.settings
     low = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), dataclasses.replace(query, labels=None))
     total, candidates = stream(settings, dataclasses.replace(low, labels=query.labels), rows)
+    candidates = lax.stop_gradient(candidates)
     # The term −‖x‖²/(2 sigma²) common to all logits: the products leave it out, direct differences have it.
     # The maximum is a constant of the algebra, so its derivative goes into the sums.
     constant = -jnp.sum(query.x**2, 1) / (2 * query.sigma**2)
@@ -230,6 +231,12 @@ class _Schedule(NamedTuple):
     sigma_dot: jax.Array
 
 
+def _clip(value: jax.Array) -> jax.Array:
+    """Rounding must not make a non-negative quantity negative. (`maximum` has a derivative rule that makes
+    float64 constants outside the island.)"""
+    return jnp.where(value < 0, 0.0, value)
+
+
 def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, best_logit) -> Evaluation:
     """Moments → posterior. x is the query itself, [b, d] float64; every field float64, no bound yet."""
     alpha, sigma, alpha_dot, sigma_dot = schedule
@@ -252,11 +259,11 @@ def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, bes
         mean=mean,
         velocity=velocity,
         log_density=log_normaliser - log_prior - constant,
-        entropy=jnp.maximum(log_sum - total.weighted_logit / normaliser, 0),
+        entropy=_clip(log_sum - total.weighted_logit / normaliser),
         effective_sample_size=normaliser**2 / total.normaliser_squared,
         max_weight=jnp.exp(best_logit - log_normaliser),
         argmax=None,
-        variance=jnp.maximum(total.weighted_square / normaliser - jnp.sum(relative**2, 1), 0),
+        variance=_clip(total.weighted_square / normaliser - jnp.sum(relative * relative, 1)),
         error_bound=None,
     )
 
@@ -277,17 +284,19 @@ def _evaluate_tile(plan: Plan, rows: Rows, x, t, labels) -> Evaluation:
     alpha, sigma = schedule.alpha, schedule.sigma
     centred = x if rows.centre is None else x - alpha[:, None] * rows.centre.astype(jnp.float64)
     query = Query(centred, alpha, sigma, jnp.zeros_like(alpha), labels)
-    margin = 2 * _logit_error(plan, rows, query) + jnp.log(rows.count / plan.tolerance) + 8
+    margin = 2 * _logit_error(plan, rows, lax.stop_gradient(query)) + jnp.log(rows.count / plan.tolerance) + 8
     parts = _all_parts(plan, rows, dataclasses.replace(query, margin=lax.stop_gradient(margin)))
 
     prior = _log_prior(rows, plan, labels)
     dense = _finalise(rows, x, schedule, parts.dense, prior, parts.best_logit)
     combined_moments = algebra.merge(parts.exact, parts.remainder)
     combined = _finalise(rows, x, schedule, combined_moments, prior, parts.best_logit)
+    combined = lax.stop_gradient(combined)
     # Values of `combined`, derivatives of `dense`: the two differ by rounding only.
-    result = jax.tree.map(lambda low, high: low + lax.stop_gradient(high - low), dense, combined)
+    result = jax.tree.map(lambda low, high: low + (high - lax.stop_gradient(low)), dense, combined)
 
-    bounds = _error_bounds(plan, rows, query, schedule, parts, combined_moments)
+    fixed = jax.tree.map(lax.stop_gradient, (query, parts, combined_moments))
+    bounds = _error_bounds(plan, rows, *fixed)
     exact = _finalise(rows, x, schedule, parts.exact, prior, parts.best_logit)
     choose = bounds.exact_coarse < bounds.combined_coarse
 
@@ -298,10 +307,11 @@ def _evaluate_tile(plan: Plan, rows: Rows, x, t, labels) -> Evaluation:
     bound = jnp.where(choose, bounds.exact, bounds.combined)
     if not settings.scalars:
         return result
+    schedule = lax.stop_gradient(schedule)
+    alpha, sigma = schedule.alpha, schedule.sigma
     speed = jnp.abs(schedule.alpha_dot - schedule.sigma_dot * alpha / sigma)
     rounding = 2.0**-23 * _norm(result.velocity) + 2.0**-48 * speed * (_norm(centred) + rows.max_norm)
-    error = 1.001 * speed * bound + rounding
-    return result._replace(argmax=parts.best_index, error_bound=lax.stop_gradient(error))
+    return result._replace(argmax=parts.best_index, error_bound=1.001 * speed * bound + rounding)
 
 
 class _Bounds(NamedTuple):
@@ -314,7 +324,7 @@ class _Bounds(NamedTuple):
     exact_coarse: jax.Array
 
 
-def _error_bounds(plan: Plan, rows: Rows, query: Query, schedule, parts: _Parts, combined: Moments) -> _Bounds:
+def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined: Moments) -> _Bounds:
     """Equations (2), (3) and (4)."""
     settings = plan.settings
     unit = 2.0**-53 if settings.precision == "float64" else 2.0**-24
@@ -322,7 +332,6 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, schedule, parts: _Parts,
     blocks = -(-rows.count // settings.block_size)
     summation = unit * (settings.block_size + blocks + 16)
 
-    combined = jax.tree.map(lax.stop_gradient, combined)
     log_normaliser = combined.max + jnp.log(combined.normaliser)
     e = _logit_error(plan, rows, query, log_normaliser)
     growth, spread = jnp.exp(jnp.minimum(e, 50.0)), jnp.expm1(jnp.minimum(2 * e, 100.0))
@@ -335,7 +344,7 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, schedule, parts: _Parts,
     if settings.scalars:
         fine = jnp.minimum(coarse, spread * 2 * jnp.sqrt(rho * _variance(combined, summation * growth * y**2)) + sums + tail)
 
-    exact = jax.tree.map(lax.stop_gradient, parts.exact)
+    exact = parts.exact
     exact_log = exact.max + jnp.log(exact.normaliser)
     gap = jnp.minimum(parts.rest + e - exact_log, 700.0)
     dropped = plan_rows(plan, rows) * jnp.exp(gap)

@@ -18,7 +18,7 @@ from .rows import to_float
 
 def _gather(rows: Rows, index: jax.Array) -> jax.Array:
     """Rows `index` [b] as centred float64 points [b, d]."""
-    points = to_float(rows.data[index].reshape(index.shape[0], -1)).astype(jnp.float64)
+    points = to_float(rows.data[index].reshape(index.shape[0], rows.dimension)).astype(jnp.float64)
     return points if rows.centre is None else points - rows.centre.astype(jnp.float64)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PIXEL_SCALE = 127.5
+PIXEL_SCALE = 255
 
 
 def to_float(rows: jax.Array | np.ndarray):
@@ -15,5 +15,8 @@ def to_float(rows: jax.Array | np.ndarray):
     """
     xp = jnp if isinstance(rows, jax.Array) else np
     if rows.dtype == np.uint8:
-        return rows.astype(xp.float32) / xp.float32(PIXEL_SCALE) - xp.float32(1)
+        # 2y − 255 is exact and one product follows, so that every compiler and NumPy give the same bits:
+        # y/127.5 − 1 would round differently where the division or the sum is contracted.
+        odd = 2 * rows.astype(xp.float32) - xp.float32(PIXEL_SCALE)
+        return odd * xp.float32(1 / PIXEL_SCALE)
     return rows.astype(xp.float32)

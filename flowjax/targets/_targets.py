@@ -188,11 +188,11 @@ def empirical_velocity(
     b = x1.shape[0]
     shape = x1.shape
     x0, x1 = x0.reshape(b, -1), x1.reshape(b, -1)
-    others = to_float(rows[support].reshape(support.shape[0], -1))
+    others = to_float(jnp.asarray(rows)[support].reshape(support.shape[0], -1))
     allowed = draw_support(index, support)
     if labels is not None:
         assert row_labels is not None
-        allowed &= row_labels[support] == labels[:, None]
+        allowed &= jnp.asarray(row_labels)[support] == labels[:, None]
     alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
     highest = jax.lax.Precision.HIGHEST
     query = x1 + (sigma / jnp.where(alpha == 0, 1, alpha)) * x0

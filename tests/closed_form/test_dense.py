@@ -1,0 +1,193 @@
+"""The dense backend against the oracle: the suite that every backend has to pass."""
+
+import jax
+import numpy as np
+import pytest
+from support import PATHS, flat, natural_patches, nearest_neighbour, normal, oracle_posterior, schedules
+
+import flowjax as fj
+
+SCALARS = ("log_density", "entropy", "effective_sample_size", "max_weight", "variance")
+
+
+def check(data, x, t, *, path=None, query_labels=None, tolerance=2e-6, **options):
+    """Velocity, mean and every scalar against the oracle; no bound broken. Returns the posterior."""
+    engine = {k: options.pop(k) for k in ("block_size", "precision") if k in options}
+    field = fj.ClosedFormField(data, path, **options, **engine)
+    posterior = field.posterior(x, t, query_labels)
+    expected = oracle_posterior(data, x, t, path, query_labels=query_labels, **options)
+    error = np.linalg.norm(flat(posterior.velocity) - expected.velocity, axis=1)
+    assert np.all(error <= np.asarray(posterior.error_bound, np.float64))
+    # In one or two dimensions û may vanish by cancellation: measured against the terms it is made of.
+    alpha, sigma, alpha_dot, sigma_dot = schedules(path or fj.paths.Linear(), t, len(x))
+    mean_scale = np.abs(alpha_dot - sigma_dot * alpha / sigma) * np.linalg.norm(flat(data), axis=1).max()
+    size = np.linalg.norm(expected.velocity, axis=1) + mean_scale
+    assert (error / size).max() < tolerance
+    error = np.linalg.norm(flat(field(x, t, query_labels)) - expected.velocity, axis=1)
+    assert (error / size).max() < tolerance
+    np.testing.assert_allclose(flat(posterior.mean), expected.mean, atol=1e-5 * max(1, np.abs(flat(data)).max()))
+    scale = np.abs(flat(data)).max() ** 2
+    for name in SCALARS:
+        atol = {"variance": 3e-6 * scale * flat(data).shape[1], "log_density": 1e-5}.get(name, 1e-5)
+        np.testing.assert_allclose(getattr(posterior, name), getattr(expected, name), rtol=1e-4, atol=atol)
+    # Rows may tie (a row and its mirror image at t = 0).
+    taken = np.take_along_axis(expected.weights, np.asarray(posterior.argmax)[:, None], 1)[:, 0]
+    np.testing.assert_allclose(taken, expected.max_weight, rtol=1e-5)
+    return posterior
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("dimension", [1, 2, 12])
+def test_every_path_and_time(path, dimension):
+    data, noise = normal(0, 211, dimension), normal(1, 9, dimension)
+    for t in (0.0, 0.001, 0.05, 0.2, 0.5, 0.9, 0.99, 0.999):
+        x = np.asarray(path.interpolate(noise, data[:9], np.float32(t)))
+        check(data, x, t, path=path)
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 7, 64, 211])
+def test_block_size_does_not_matter(block_size):
+    data, x = normal(0, 211, 3, 2, 2), normal(1, 5, 3, 2, 2)
+    check(data, x, 0.4, block_size=block_size)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_very_small_data_sets(n):
+    data = normal(0, n, 12)
+    check(data, normal(1, 4, 12), 0.3)
+
+
+def test_one_point_gives_a_straight_line():
+    data, x = normal(0, 1, 5), normal(1, 6, 5)
+    t = np.float32([0, 0.1, 0.5, 0.9, 0.99, 0.999])
+    np.testing.assert_allclose(fj.ClosedFormField(data)(x, t), (data - x) / (1 - t)[:, None], rtol=2e-6)
+
+
+def test_two_points_give_a_hyperbolic_tangent():
+    point, x = normal(0, 12), normal(1, 7, 12)
+    field = fj.ClosedFormField(np.stack([point, -point]))
+    t = np.float64(np.float32(0.3))
+    expected = point * np.tanh(t * (x.astype(np.float64) @ point) / (1 - t) ** 2)[:, None]
+    np.testing.assert_allclose(field.posterior(x, 0.3).mean, expected, atol=3e-6)
+
+
+def test_at_time_zero_only_the_mean_counts():
+    data, x = normal(0, 301, 10), normal(1, 4, 10)
+    posterior = fj.ClosedFormField(data).posterior(x, 0.0)
+    np.testing.assert_allclose(posterior.velocity, data.astype(np.float64).mean(0) - x, atol=2e-6)
+    np.testing.assert_allclose(posterior.effective_sample_size, 301, rtol=1e-5)
+
+
+def test_uniform_and_one_hot_weights_in_one_batch():
+    data = normal(0, 211, 20)
+    t = np.float32([0.0, 0.2, 0.6, 0.95, 0.999])
+    x = (1 - t)[:, None] * normal(1, 5, 20) + t[:, None] * data[:5]
+    check(data, x, t)
+
+
+def test_duplicated_rows_are_doubled_weights():
+    data, x = normal(0, 50, 12), normal(1, 6, 12)
+    twice = fj.ClosedFormField(np.concatenate([data, data[:10]])).posterior(x, 0.4)
+    weights = np.ones(50, np.float32)
+    weights[:10] = 2
+    weighted = fj.ClosedFormField(data, weights=weights).posterior(x, 0.4)
+    for name in ("velocity", "log_density", "variance"):
+        pair = [np.asarray(getattr(p, name)) for p in (twice, weighted)]
+        if name == "log_density":
+            # Both priors sum to one: 60 equal rows, or weights 2 and 1 that sum to 60.
+            np.testing.assert_allclose(*pair, atol=1e-5)
+        np.testing.assert_allclose(*pair, rtol=1e-5, atol=2e-6)
+
+
+def test_order_of_rows_does_not_matter():
+    data, x = normal(0, 211, 12), normal(1, 6, 12)
+    shuffled = np.random.default_rng(2).permutation(data)
+    first, second = fj.ClosedFormField(data)(x, 0.5), fj.ClosedFormField(shuffled)(x, 0.5)
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_labels_and_flips_together():
+    data, x = normal(0, 101, 4, 3, 2), normal(1, 7, 4, 3, 2)
+    weights = np.random.default_rng(2).random(101).astype(np.float32)
+    weights[3:20] = 0
+    labels = np.random.default_rng(3).integers(0, 3, 101)
+    for t in (0.0, 0.3, 0.9):
+        check(data, x, t, weights=weights)
+        check(data, x, t, horizontal_flip=True)
+        check(data, x, t, labels=labels, query_labels=np.arange(7) % 3)
+        check(data, x, t, labels=labels, query_labels=np.arange(7) % 3, weights=weights, horizontal_flip=True)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "bfloat16", "float16"])
+def test_storage_types(kind):
+    if kind == "uint8":
+        data = np.random.default_rng(0).integers(0, 256, (101, 4, 4, 1)).astype(np.uint8)
+    else:
+        data = jax.numpy.asarray(normal(0, 101, 4, 4, 1), kind)
+    points = np.asarray(fj.closed_form.to_float(data))
+    x = 0.5 * normal(1, 5, 4, 4, 1) + 0.5 * points[:5]
+    stored = check(data, x, 0.5)
+    converted = fj.ClosedFormField(points).posterior(x, 0.5)
+    np.testing.assert_array_equal(stored.velocity, converted.velocity)
+
+
+def test_data_far_from_the_origin_is_centred():
+    data, noise = normal(0, 211, 12) + 1000, normal(1, 5, 12)
+    for t in (0.001, 0.3, 0.9):
+        check(data, (1 - np.float32(t)) * noise + np.float32(t) * data[:5], t)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 100.0])
+def test_scales(scale):
+    data = normal(0, 211, 12) * np.float32(scale)
+    for t in (0.01, 0.5, 0.97):
+        check(data, (1 - np.float32(t)) * normal(1, 5, 12) + np.float32(t) * data[:5], t, tolerance=1e-5)
+
+
+def test_float64_precision_certifies_every_time():
+    data, noise = normal(0, 307, 48), normal(1, 16, 48)
+    for t in (0.0, 0.1, 0.3, 0.5, 0.8, 0.99):
+        x = (1 - np.float32(t)) * noise + np.float32(t) * data[:16]
+        posterior = check(data, x, t, precision="float64", tolerance=3e-7)
+        speed = np.linalg.norm(flat(posterior.velocity), axis=1)
+        assert np.all(np.asarray(posterior.error_bound) < 1e-6 * speed)
+
+
+def test_queries_far_from_everything():
+    data = normal(0, 211, 12)
+    check(data, 50 * normal(1, 5, 12), 0.5)
+
+
+@pytest.mark.slow
+def test_natural_pictures_on_path_and_between_neighbours():
+    """The table of the README: ≤ 1e-5 on the path at every t and between neighbours up to .9; bounds hold."""
+    data = natural_patches(3000)
+    noise = normal(1, 16, *data.shape[1:])
+    partner = nearest_neighbour(data, 16)
+    for t in np.float32([0, 0.001, 0.05, 0.2, 0.5, 0.9, 0.99, 0.999]):
+        on_path = (1 - t) * noise + t * data[:16]
+        between = t * (data[:16] + data[partner]) / 2
+        for x, limit in ((on_path, 1e-5), (between, 1e-5 if t <= 0.9 else np.inf)):
+            posterior = fj.ClosedFormField(data).posterior(x, t)
+            expected = oracle_posterior(data, x, t).velocity
+            error = np.linalg.norm(flat(posterior.velocity) - expected, axis=1)
+            assert np.all(error <= np.asarray(posterior.error_bound, np.float64))
+            assert (error / np.linalg.norm(expected, axis=1)).max() <= limit
+
+
+def test_no_bound_is_broken_on_near_duplicates():
+    base = normal(0, 40, 24)
+    data = np.concatenate([base + 1e-3 * normal(seed, 40, 24) for seed in range(1, 6)])
+    for t in np.float32([0.1, 0.5, 0.9, 0.99, 0.999]):
+        x = (1 - t) * normal(9, 20, 24) + t * data[:20]
+        posterior = fj.ClosedFormField(data).posterior(x, t)
+        expected = oracle_posterior(data, x, t).velocity
+        error = np.linalg.norm(flat(posterior.velocity) - expected, axis=1)
+        assert np.all(error <= np.asarray(posterior.error_bound, np.float64))
+        assert (error / np.linalg.norm(expected, axis=1)).max() < 1e-4
+
+
+def test_many_queries_are_tiled():
+    data, x = normal(0, 53, 3), normal(1, 2500, 3)
+    t = np.random.default_rng(2).random(2500).astype(np.float32) * np.float32(0.9)
+    check(data, x, t, tolerance=1e-4)

@@ -1,0 +1,98 @@
+"""Construction and bad input: one sentence with the values, before any work."""
+
+import numpy as np
+import pytest
+from support import normal
+
+import flowjax as fj
+
+GOOD = normal(0, 20, 4)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "match"),
+    [
+        (np.zeros((0, 4), np.float32), ValueError, "at least one row"),
+        (np.zeros(4, np.float32), ValueError, "shape"),
+        (np.where(np.arange(80).reshape(20, 4) == 7, np.nan, GOOD), ValueError, "NaN"),
+        (np.where(np.arange(80).reshape(20, 4) == 7, np.inf, GOOD), ValueError, "inf"),
+        (GOOD.astype(np.complex64), TypeError, "complex64"),
+        (np.array([["a", "b"]]), TypeError, "dtype"),
+        (np.zeros((3, 4), np.int64), TypeError, "int64"),
+    ],
+)
+def test_data(data, error, match):
+    with pytest.raises(error, match=match):
+        fj.ClosedFormField(data)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (np.full(20, -1.0), "non-negative"),
+        (np.zeros(20), "all zero"),
+        (np.full(20, np.nan), "finite"),
+        (np.ones(19), "20 rows"),
+    ],
+)
+def test_weights(weights, match):
+    with pytest.raises(ValueError, match=match):
+        fj.ClosedFormField(GOOD, weights=weights)
+
+
+def test_labels():
+    with pytest.raises(TypeError, match="integers"):
+        fj.ClosedFormField(GOOD, labels=np.zeros(20))
+    with pytest.raises(ValueError, match="20 rows"):
+        fj.ClosedFormField(GOOD, labels=np.zeros(19, int))
+    with pytest.raises(ValueError, match="negative"):
+        fj.ClosedFormField(GOOD, labels=np.full(20, -1))
+    field = fj.ClosedFormField(GOOD, labels=np.arange(20) % 2)
+    assert field.num_classes == 2
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        field(GOOD, 0.5, labels=2)
+    with pytest.raises(TypeError, match="integers"):
+        field(GOOD, 0.5, labels=0.5)
+    with pytest.raises(ValueError, match="has none"):
+        fj.ClosedFormField(GOOD)(GOOD, 0.5, labels=0)
+
+
+@pytest.mark.parametrize("t", [1.0, -0.1, np.nan, np.linspace(0, 1, 20)])
+def test_time(t):
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        fj.ClosedFormField(GOOD)(GOOD, t)
+
+
+def test_queries():
+    field = fj.ClosedFormField(GOOD)
+    with pytest.raises(ValueError, match="event shape"):
+        field(normal(1, 3, 5), 0.5)
+    with pytest.raises(TypeError, match="floating point"):
+        field(np.zeros((3, 4), np.int32), 0.5)
+    with pytest.raises(ValueError, match="broadcast"):
+        field(GOOD, np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"method": "dens"}, ValueError, "did you mean 'dense'"),
+        ({"method": "screened"}, ValueError, "not built yet"),
+        ({"precision": "half"}, ValueError, "float64"),
+        ({"tolerance": 0.0}, ValueError, "tolerance"),
+        ({"block_size": 0}, ValueError, "block_size"),
+        ({"path": "linear"}, TypeError, "Linear"),
+        ({"horizontal_flip": True}, ValueError, "height, width"),
+    ],
+)
+def test_options(options, error, match):
+    with pytest.raises(error, match=match):
+        fj.ClosedFormField(GOOD, **options)
+
+
+def test_float64_input_is_rounded_and_repr_says_what_it_is():
+    field = fj.ClosedFormField(GOOD.astype(np.float64))
+    assert field.data.dtype == np.float32
+    assert "20 points of shape (4,)" in repr(field)
+    assert field.num_points == 20
+    assert field.event_shape == (4,)

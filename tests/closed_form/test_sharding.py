@@ -1,0 +1,106 @@
+"""Rows over a mesh of eight CPU devices: same numbers, one merge, a constant number of collectives."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from support import normal
+
+import flowjax as fj
+
+N, B, D = 104, 6, 12
+T = np.float32([0, 0.2, 0.5, 0.8, 0.95, 0.999])
+
+
+def place(array, kind="Auto", axis="data"):
+    mesh = jax.make_mesh((8,), (axis,), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    return jax.device_put(array, jax.NamedSharding(mesh, jax.P(axis)))
+
+
+def queries(data):
+    t = T.reshape(-1, *(1,) * (data.ndim - 1))
+    return (1 - t) * normal(1, B, *data.shape[1:]) + t * data[:B]
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("options", [{}, {"horizontal_flip": True}, {"labels": True, "weights": True}])
+def test_sharded_equals_single_device(kind, options):
+    data = normal(0, N, 2, 3, 2)
+    x = queries(data)
+    options = dict(options)
+    labels = None
+    if options.pop("labels", False):
+        options["labels"], labels = np.arange(N) % 3, np.arange(B) % 3
+    if options.pop("weights", False):
+        options["weights"] = np.linspace(0.5, 2, N, dtype=np.float32)
+    single = fj.ClosedFormField(data, **options).posterior(x, T, labels)
+    sharded = fj.ClosedFormField(place(data, kind), **options).posterior(x, T, labels)
+    for name, a, b in zip(single._fields, single, sharded, strict=True):
+        if name == "argmax":
+            np.testing.assert_array_equal(a, b)
+        elif name != "error_bound":
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_gradients_and_jit():
+    data = normal(0, N, D)
+    x = queries(data)
+    single, sharded = fj.ClosedFormField(data), fj.ClosedFormField(place(data))
+
+    def total(field, x):
+        return (field(x, T) ** 2).sum()
+
+    expected = jax.grad(total, 1)(single, x)
+    for gradient in (jax.grad(total, 1)(sharded, x), jax.jit(jax.grad(total, 1))(sharded, x)):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+    def divergence(field, x):
+        return jax.vmap(lambda x, t: jax.numpy.trace(jax.jacfwd(field)(x, t)))(x, T)
+
+    np.testing.assert_allclose(divergence(sharded, x), divergence(single, x), rtol=1e-4)
+
+
+def test_number_of_collectives_does_not_grow_with_the_rows():
+    def collectives(n):
+        field = fj.ClosedFormField(place(normal(0, n, D)))
+        text = jax.jit(lambda f, x: f(x, 0.3)).lower(field, normal(1, B, D)).compile().as_text()
+        return len(re.findall(r" (?:all-reduce|all-gather|collective-permute|all-to-all)(?:-start)?\(", text))
+
+    few, many = collectives(8 * 600), collectives(16 * 600)
+    assert few == many
+    assert 1 <= few <= 4
+
+
+def test_a_field_moved_after_it_was_built():
+    data = normal(0, N, D)
+    x = queries(data)
+    field = fj.ClosedFormField(data)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    replicated = jax.device_put(field, jax.NamedSharding(mesh, jax.P()))
+    np.testing.assert_allclose(replicated(x, T), field(x, T), rtol=1e-6, atol=1e-6)
+
+
+def test_inside_shard_map_the_local_rows_are_the_data_set():
+    data = normal(0, N, D)
+    placed = place(data)
+    field = fj.ClosedFormField(placed)
+    mesh = placed.sharding.mesh
+    x = normal(1, B, D)
+
+    def local(rows, x):
+        return fj.ClosedFormField(rows)(x, 0.3)[None]
+
+    result = jax.shard_map(local, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"), check_vma=False)(
+        field.data, x
+    )
+    for shard in range(8):
+        rows = data[shard * N // 8 : (shard + 1) * N // 8]
+        np.testing.assert_allclose(result[shard], fj.ClosedFormField(rows)(x, 0.3), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_over_two_axes_are_refused():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    data = jax.device_put(normal(0, N, D), jax.NamedSharding(mesh, jax.P(("a", "b"))))
+    with pytest.raises(ValueError, match="several mesh axes"):
+        fj.ClosedFormField(data)
