@@ -1,5 +1,6 @@
 """The engine: posterior moments of a data set seen from a batch of queries."""
 
 from . import oracle as oracle
-from .field import ClosedFormField as ClosedFormField, Posterior as Posterior
+from .field import ClosedFormField as ClosedFormField
+from .field import Posterior as Posterior
 from .rows import to_float as to_float

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from . import moments
-from .moments import Moments
+from .moments import Moments, Scalars
 from .rows import to_float
 
 DIRECT_DIMENSIONS = 8
@@ -68,15 +68,11 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A flat batch of queries: x [b, d] relative to alpha·centre, alpha and sigma [b], labels [b] or None.
-
-    `margin` [b]: rows whose logit is further than this below the best one need not become candidates.
-    """
+    """A flat batch of queries: x [b, d] relative to alpha·centre, alpha and sigma [b], labels [b] or None."""
 
     x: jax.Array
     alpha: jax.Array
     sigma: jax.Array
-    margin: jax.Array
     labels: jax.Array | None
 
 
@@ -155,7 +151,7 @@ def _block_logits(settings: Settings, query: Query, rows: Rows, step: jax.Array)
         theta, c = natural_parameters(query)
         product = jnp.matmul(theta, points.T, precision=lax.Precision.HIGHEST)
         logits = product + (bias - c[:, None] * squares)
-    if query.labels is not None:
+    if query.labels is not None and rows.labels is not None:
         row_labels = lax.dynamic_slice_in_dim(rows.labels, start, size)
         logits = jnp.where(query.labels[:, None] == row_labels, logits, -jnp.inf)
     return points, squares, logits, start
@@ -173,33 +169,24 @@ def _varying(settings: Settings, tree):
 
 
 def _block_moments(settings: Settings, maximum, logits, factor, points, squares) -> Moments:
-    """Sums of one block relative to a given maximum, each term times `factor` [b, m] (1 for the moments)."""
+    """Sums of one block relative to a given maximum; with `factor` = l' [b, m], their derivatives along it."""
     shifted = logits - moments.finite_max(maximum)[:, None]
     weights = jnp.exp(shifted)
-    scalars = {"weighted_logit": None, "weighted_square": None, "normaliser_squared": None}
-    if factor is None:
-        terms = weights
-        if settings.scalars:
-            finite = jnp.where(weights > 0, shifted, 0)
-            scalars = {
-                "weighted_logit": jnp.sum(weights * finite, 1),
-                "weighted_square": weights @ squares,
-                "normaliser_squared": jnp.sum(weights * weights, 1),
-            }
-    else:
-        terms = weights * factor
-        if settings.scalars:
-            finite = jnp.where(weights > 0, shifted, 0)
-            scalars = {
-                "weighted_logit": jnp.sum(terms * (finite + 1), 1),
-                "weighted_square": terms @ squares,
-                "normaliser_squared": 2 * jnp.sum(weights * terms, 1),
-            }
+    terms = weights if factor is None else weights * factor
+    scalars = None
+    if settings.scalars:
+        finite = jnp.where(weights > 0, shifted, 0)
+        # With a factor l' the derivatives of exp(l) l and exp(2 l): exp(l) (l + 1) l' and 2 exp(2 l) l'.
+        scalars = Scalars(
+            logit=jnp.sum(terms * (finite if factor is None else finite + 1), 1),
+            square=terms @ squares,
+            squared=jnp.sum(weights * terms, 1) * (1 if factor is None else 2),
+        )
     return Moments(
         max=maximum,
         normaliser=jnp.sum(terms, 1),
         weighted_sum=jnp.matmul(terms, points, precision=lax.Precision.HIGHEST),
-        **scalars,
+        scalars=scalars,
     )
 
 
@@ -238,35 +225,19 @@ def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candi
     start = moments.empty(b, rows.dimension, dtype, scalars=settings.scalars), tracked
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     (total, tracked), _ = lax.scan(body, _varying(settings, start), steps)
-    return total, _select(settings, query.margin, *tracked)
+    return total, _select(settings, *tracked)
 
 
-def _select(settings: Settings, margin, best, where, second) -> Candidates:
-    """Take the best columns one after the other until the next is out of the margin for every query."""
-    b, size = best.shape
+def _select(settings: Settings, best, where, second) -> Candidates:
+    """The best columns of all, and the best logit of every row that is in none of them."""
     k = settings.num_candidates
-    columns = jnp.arange(size, dtype=jnp.int32)
-    threshold = jnp.max(best, 1) - margin
-
-    def unfinished(state):
-        slot, remaining, _, _ = state
-        return (slot < k) & jnp.any(jnp.max(remaining, 1) >= threshold)
-
-    def take(state):
-        slot, remaining, index, logit = state
-        column = lax.argmax(remaining.astype(jnp.float32), 1, jnp.int32)
-        hit = columns == column[:, None]
-        # `where` holds the start of the block that the row came from; its column is the offset inside it.
-        row = jnp.sum(jnp.where(hit, where, 0), 1, dtype=jnp.int32) + column
-        value = jnp.sum(jnp.where(hit, remaining, 0), 1)
-        index = lax.dynamic_update_slice(index, row[:, None], (jnp.int32(0), slot))
-        logit = lax.dynamic_update_slice(logit, value[:, None], (jnp.int32(0), slot))
-        return slot + jnp.int32(1), jnp.where(hit, -jnp.inf, remaining), index, logit
-
-    start = _varying(settings, (jnp.zeros((b, k), jnp.int32), jnp.full((b, k), -jnp.inf, best.dtype)))
-    first = jnp.zeros((), jnp.int32)
-    _, remaining, index, logit = lax.while_loop(unfinished, take, (first, best, *start))
-    rest = jnp.maximum(jnp.max(remaining, 1), jnp.max(second, 1))
+    logit, column = lax.top_k(best, min(k + 1, best.shape[1]))
+    rest = jnp.max(second, 1)
+    if best.shape[1] > k:
+        rest = jnp.maximum(rest, logit[:, k])
+    logit, column = logit[:, :k], column[:, :k].astype(jnp.int32)
+    # `where` holds the start of the block that the row came from; its column is the offset inside it.
+    index = jax.vmap(lambda starts, columns: starts[columns])(where, column) + column
     return Candidates(lax.bitcast_convert_type(index, jnp.float32), logit, rest)
 
 

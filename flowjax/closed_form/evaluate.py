@@ -74,20 +74,19 @@ class Plan:
 
     path: Path
     settings: Settings
-    tolerance: float
     event_shape: tuple[int, ...]
     horizontal_flip: bool
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None
     tile: int
 
 
-def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser=None) -> jax.Array:
+def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: jax.Array) -> jax.Array:
     """E of equation (1), [b]. With direct differences it depends on how negative the logits are."""
     unit = 2.0**-53 if plan.settings.precision == "float64" else 2.0**-24
     d = rows.dimension
     x, y = _norm(query.x), rows.max_norm.astype(jnp.float64)
     if uses_direct_differences(d):
-        size = RELEVANT if log_normaliser is None else jnp.abs(log_normaliser) + RELEVANT
+        size = jnp.abs(log_normaliser) + RELEVANT
         terms = (d + 8) * size + 3 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma
     else:
         scale = query.alpha / query.sigma**2
@@ -249,7 +248,8 @@ def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, bes
     along_x = alpha_dot + sigma_dot * (1 - alpha) / sigma
     velocity = towards_mean[:, None] * (relative + (centre - x)) + along_x[:, None] * x
     mean = relative + centre
-    if not total.has_scalars:
+    scalars = total.scalars
+    if scalars is None:
         return Evaluation(mean, velocity, *(None,) * 7)
     log_sum = jnp.log(normaliser)
     log_normaliser = total.max + log_sum
@@ -259,11 +259,11 @@ def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, bes
         mean=mean,
         velocity=velocity,
         log_density=log_normaliser - log_prior - constant,
-        entropy=_clip(log_sum - total.weighted_logit / normaliser),
-        effective_sample_size=normaliser**2 / total.normaliser_squared,
+        entropy=_clip(log_sum - scalars.logit / normaliser),
+        effective_sample_size=normaliser * normaliser / scalars.squared,
         max_weight=jnp.exp(best_logit - log_normaliser),
         argmax=None,
-        variance=_clip(total.weighted_square / normaliser - jnp.sum(relative * relative, 1)),
+        variance=_clip(scalars.square / normaliser - jnp.sum(relative * relative, 1)),
         error_bound=None,
     )
 
@@ -283,9 +283,8 @@ def _evaluate_tile(plan: Plan, rows: Rows, x, t, labels) -> Evaluation:
     schedule = _Schedule(path.alpha(t), path.sigma(t), path.alpha_dot(t), path.sigma_dot(t))
     alpha, sigma = schedule.alpha, schedule.sigma
     centred = x if rows.centre is None else x - alpha[:, None] * rows.centre.astype(jnp.float64)
-    query = Query(centred, alpha, sigma, jnp.zeros_like(alpha), labels)
-    margin = 2 * _logit_error(plan, rows, lax.stop_gradient(query)) + jnp.log(rows.count / plan.tolerance) + 8
-    parts = _all_parts(plan, rows, dataclasses.replace(query, margin=lax.stop_gradient(margin)))
+    query = Query(centred, alpha, sigma, labels)
+    parts = _all_parts(plan, rows, query)
 
     prior = _log_prior(rows, plan, labels)
     dense = _finalise(rows, x, schedule, parts.dense, prior, parts.best_logit)
@@ -338,16 +337,22 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     remainder = parts.remainder.normaliser * jnp.exp(parts.remainder.max - log_normaliser)
     rho = jnp.minimum(1.0, growth * (remainder + summation))
     sums = summation * growth * y
-    tail = plan_rows(plan, rows) * jnp.exp(-RELEVANT + 2 * e) * 2 * y if uses_direct_differences(rows.dimension) else 0
+    tail = (
+        _num_seen(plan, rows) * jnp.exp(-RELEVANT + 2 * e) * 2 * y
+        if uses_direct_differences(rows.dimension)
+        else 0
+    )
     coarse = spread * 4 * rho * y + sums + tail
     fine = coarse
     if settings.scalars:
-        fine = jnp.minimum(coarse, spread * 2 * jnp.sqrt(rho * _variance(combined, summation * growth * y**2)) + sums + tail)
+        fine = jnp.minimum(
+            coarse, spread * 2 * jnp.sqrt(rho * _variance(combined, summation * growth * y**2)) + sums + tail
+        )
 
     exact = parts.exact
     exact_log = exact.max + jnp.log(exact.normaliser)
     gap = jnp.minimum(parts.rest + e - exact_log, 700.0)
-    dropped = plan_rows(plan, rows) * jnp.exp(gap)
+    dropped = _num_seen(plan, rows) * jnp.exp(gap)
     d, x = rows.dimension, _norm(query.x)
     size = jnp.abs(exact_log) + RELEVANT
     e_exact = 2.0**-53 * ((d + 16) * size + 4 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma)
@@ -359,19 +364,22 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
         deviation = jnp.sqrt(_variance(exact, 1e-13 * y**2))
         exact_fine = lost + 2 * deviation * jnp.expm1(2 * e_exact) + 1e-13 * y
     worst = 2 * y
-    no_less = [jnp.where(jnp.isnan(v), worst, jnp.minimum(v, worst)) for v in (fine, coarse, exact_fine, exact_coarse)]
+    no_less = [
+        jnp.where(jnp.isnan(v), worst, jnp.minimum(v, worst))
+        for v in (fine, coarse, exact_fine, exact_coarse)
+    ]
     return _Bounds(*no_less)
 
 
 def _variance(total: Moments, rounding) -> jax.Array:
     """An upper bound of the variance of the rows under their weights, [b]."""
     relative = total.weighted_sum / total.normaliser[:, None]
-    assert total.weighted_square is not None
-    value = total.weighted_square / total.normaliser - jnp.sum(relative**2, 1)
+    assert total.scalars is not None
+    value = total.scalars.square / total.normaliser - jnp.sum(relative**2, 1)
     return jnp.maximum(value, 0) + 4 * rounding
 
 
-def plan_rows(plan: Plan, rows: Rows) -> int:
+def _num_seen(plan: Plan, rows: Rows) -> int:
     """Number of points a query sees, flipped copies included."""
     return rows.count * (2 if plan.horizontal_flip else 1)
 

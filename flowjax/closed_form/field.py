@@ -2,19 +2,19 @@
 
 import dataclasses
 import difflib
-import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from flowjax.paths import Linear, Path
 
-from .dense import Rows, Settings
+from .construct import Placement, as_rows, make_rows, placement
+from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
-from .rows import to_float
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
@@ -27,7 +27,7 @@ _LAST_TIME = 1 - 2.0**-24  # the largest float32 below one
 
 
 class Posterior(NamedTuple):
-    """The posterior over data points seen from each query (x, t); equations in shared mathematics §2.
+    """The posterior over data points seen from each query (x, t).
 
     Attributes:
         mean: [*batch, *event] x̂, the optimal denoiser.
@@ -60,7 +60,7 @@ class _Static:
     precision: Precision
     block_size: int | None
     horizontal_flip: bool
-    placement: tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str] | None
+    placement: Placement | None
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -79,8 +79,8 @@ class ClosedFormField:
             converted block by block. float64 NumPy arrays are rounded to float32.
         path: Gaussian path.
         method: "auto" and "dense" are built; the other names belong to later backends.
-        tolerance: relative velocity error ‖v − û‖/‖û‖ aimed at. Rows that may matter at this level are
-            re-scored exactly when they are few; where float32 cannot certify it, `error_bound` says so.
+        tolerance: relative velocity error ‖v − û‖/‖û‖ that faster backends may trade; "dense" is exact to
+            rounding and drops nothing above it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision:
             about twice the time on a CPU, and a bound near the rounding of the result at every t.
         block_size: rows handled at once; None chooses.
@@ -111,24 +111,24 @@ class ClosedFormField:
         path = Linear() if path is None else path
         precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
-        data = _as_rows(data)
+        data = as_rows(data)
         if horizontal_flip and data.ndim != 4:
             raise ValueError(
                 f"horizontal_flip needs data of shape [n, height, width, channels], got {data.shape}; "
                 "reshape the data or leave horizontal_flip=False"
             )
-        self._rows = _make_rows(data, weights, labels, horizontal_flip)
+        self._rows = make_rows(data, weights, labels, horizontal_flip)
         self._static = _Static(
-            path, method, float(tolerance), precision, block_size, horizontal_flip, _placement(data)
+            path, method, float(tolerance), precision, block_size, horizontal_flip, placement(data)
         )
 
     # -- pytree -----------------------------------------------------------------------------------------
 
     def tree_flatten_with_keys(self):
         static = self._static
-        if isinstance(self._rows.data, jax.Array) and not isinstance(self._rows.data, jax.core.Tracer):
+        if isinstance(self._rows.data, jax.Array) and not isinstance(self._rows.data, Tracer):
             # device_put may have moved the rows since.
-            static = dataclasses.replace(static, placement=_placement(self._rows.data))
+            static = dataclasses.replace(static, placement=placement(self._rows.data))
         return ((jax.tree_util.GetAttrKey("rows"), self._rows),), static
 
     @classmethod
@@ -213,7 +213,9 @@ class ClosedFormField:
         event = self.event_shape
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"queries must be floating point in data space, got {x.dtype}; convert with flowjax.closed_form.to_float")
+            raise TypeError(
+                f"queries must be floating point, got {x.dtype}; convert with flowjax.closed_form.to_float"
+            )
         if x.ndim < len(event) or x.shape[x.ndim - len(event) :] != event:
             raise ValueError(f"queries of shape {x.shape} do not end in the data's event shape {event}")
         batch = x.shape[: x.ndim - len(event)]
@@ -221,8 +223,10 @@ class ClosedFormField:
         if x.dtype not in (jnp.float32, jnp.float64):
             x = x.astype(jnp.float32)
         low, high = _concrete_range(t)
-        if not (0 <= low and high < 1):
-            raise ValueError(f"t must lie in [0, 1), got values from {low:g} to {high:g}; the field is singular at t = 1")
+        if not (low >= 0 and high < 1):
+            raise ValueError(
+                f"t must lie in [0, 1), got values from {low:g} to {high:g}; the field is singular at t = 1"
+            )
         t = _broadcast_to_batch(jnp.asarray(t, x.dtype), batch, "t")
         if labels is not None:
             labels = self._check_labels(labels, batch)
@@ -230,13 +234,16 @@ class ClosedFormField:
 
     def _check_labels(self, labels, batch):
         if self._rows.labels is None:
-            raise ValueError("labels were given with the query, but this field has none; build it with labels=...")
+            raise ValueError(
+                "labels were given with the query, but this field has none; build it with labels=..."
+            )
         labels = jnp.asarray(labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"labels must be integers, got {labels.dtype}")
         low, high = _concrete_range(labels)
-        if low < 0 or high >= self._rows.class_log_weights.shape[0]:
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got values from {low:g} to {high:g}")  # type: ignore[operator]
+        last = self._rows.class_log_weights.shape[0] - 1
+        if low < 0 or high > last:
+            raise ValueError(f"labels must lie in 0..{last}, got values from {low:g} to {high:g}")
         return _broadcast_to_batch(labels.astype(jnp.int32), batch, "labels")
 
 
@@ -254,7 +261,7 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         precision=static.precision,
         axis_name=axis,
     )
-    return Plan(static.path, settings, static.tolerance, field.event_shape, static.horizontal_flip, mesh, _TILE)
+    return Plan(static.path, settings, field.event_shape, static.horizontal_flip, mesh, _TILE)
 
 
 def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Evaluation:
@@ -276,9 +283,6 @@ def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Ev
 _evaluate_jit = jax.jit(_evaluate_flat, static_argnames=("scalars",))
 
 
-# -- construction and checks ---------------------------------------------------------------------------------
-
-
 def _check_options(path, method, tolerance, precision, block_size) -> None:
     if not isinstance(path, Path):
         raise TypeError(f"path must be a flowjax.paths.Path such as Linear(), got {path!r}")
@@ -287,7 +291,9 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(get_args(Method))}"
         raise ValueError(f"unknown method {method!r}; {hint}")
     if method not in _BUILT_METHODS:
-        raise ValueError(f"method={method!r} is not built yet; use method='dense', which is exact on every platform")
+        raise ValueError(
+            f"method={method!r} is not built yet; use method='dense', which is exact on every platform"
+        )
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}; choose 'float32' or 'float64'")
     if not 0 < tolerance < 1:
@@ -296,135 +302,9 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
 
 
-def _as_rows(data: ArrayLike) -> jax.Array:
-    array = data if isinstance(data, jax.Array) else np.asarray(data)
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
-    allowed = (jnp.uint8, jnp.bfloat16, jnp.float16, jnp.float32)
-    if array.dtype not in [jnp.dtype(a) for a in allowed]:
-        raise TypeError(
-            f"data of dtype {array.dtype} cannot be used; give floating-point rows, or uint8 pixels (0..255, read as y/127.5 − 1)"
-        )
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"data must have shape [n, *event] with at least one row, got shape {array.shape}")
-    return jnp.asarray(array)
-
-
-def _make_rows(data: jax.Array, weights, labels, horizontal_flip: bool) -> Rows:
-    n = data.shape[0]
-    if labels is not None:
-        labels = _check_row_labels(labels, n)
-    if weights is not None:
-        weights = _check_weights(weights, n)
-    centre, squares, max_norm, far = _statistics(data, horizontal_flip=horizontal_flip)
-    if isinstance(max_norm, jax.core.Tracer) or not bool(far):
-        centre = None
-        squares, max_norm = _uncentred(data)
-    if not isinstance(max_norm, jax.core.Tracer) and not np.isfinite(max_norm):
-        raise ValueError("data holds NaN, inf, or numbers too large for float32; remove or rescale those rows")
-    with jax.enable_x64(True):
-        prior = jnp.ones(n, jnp.float64) if weights is None else jnp.asarray(weights, jnp.float64)
-        if labels is None:
-            totals = jnp.sum(prior)[None]
-        else:
-            totals = jax.ops.segment_sum(prior, labels, int(jnp.max(labels)) + 1)
-        class_log_weights = jnp.log(totals).astype(jnp.float32)
-        log_weights, bound = None, jnp.zeros((), jnp.float32)
-        if weights is not None:
-            logs = jnp.log(prior)
-            log_weights = logs.astype(jnp.float32)
-            bound = jnp.max(jnp.where(jnp.isfinite(logs), jnp.abs(logs), 0)).astype(jnp.float32)
-    placement = _placement(data)
-    if placement is not None:
-        mesh, axis = placement
-        if isinstance(mesh, jax.sharding.Mesh):
-            split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(axis), jax.P()))
-            squares = jax.device_put(squares, split)
-            log_weights = None if log_weights is None else jax.device_put(log_weights, split)
-            labels = None if labels is None else jax.device_put(labels, split)
-            centre, max_norm, bound, class_log_weights = jax.device_put(
-                (centre, max_norm, bound, class_log_weights), whole
-            )
-    return Rows(data, squares, log_weights, labels, centre, max_norm, bound, class_log_weights)
-
-
-@jax.jit
-def _uncentred(data: jax.Array):
-    """Square norms and their maximum, accumulated in float64."""
-    with jax.enable_x64(True):
-        points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
-        squares = jnp.sum(points**2, 1)
-        return squares.astype(jnp.float32), _round_up(jnp.sqrt(jnp.max(squares)))
-
-
-@functools.partial(jax.jit, static_argnames="horizontal_flip")
-def _statistics(data: jax.Array, *, horizontal_flip: bool):
-    """Mean row, square norms and largest norm about it, and whether the data lies far from the origin.
-
-    Centring makes the products smaller where the mean is large compared with the spread; it costs one
-    subtraction per element and block, so it is done only then.
-    """
-    with jax.enable_x64(True):
-        points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
-        mean = jnp.mean(points, 0)
-        if horizontal_flip:
-            mean = (mean + mean.reshape(data.shape[1:])[:, ::-1].reshape(-1)) / 2
-        centre = mean.astype(jnp.float32)
-        squares = jnp.sum((points - centre) ** 2, 1)
-        far = jnp.sum(mean**2) > jnp.mean(squares)
-        return centre, squares.astype(jnp.float32), _round_up(jnp.sqrt(jnp.max(squares))), far
-
-
-def _round_up(value: jax.Array) -> jax.Array:
-    return (value * (1 + 2.0**-20)).astype(jnp.float32)
-
-
-def _check_row_labels(labels, n: int) -> jax.Array:
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.shape != (n,):
-        raise ValueError(f"labels have shape {labels.shape}, but the data has {n} rows; give one label a row")
-    if isinstance(labels, jax.core.Tracer):
-        raise ValueError("labels must be concrete when a field is built; build it outside jit and pass it as an argument")
-    if int(labels.min()) < 0:
-        raise ValueError(f"labels must not be negative, got {int(labels.min())}; number the classes from 0")
-    return labels.astype(jnp.int32)
-
-
-def _check_weights(weights, n: int) -> jax.Array:
-    weights = jnp.asarray(weights)
-    if jnp.issubdtype(weights.dtype, jnp.complexfloating) or weights.dtype == jnp.bool_:
-        raise TypeError(f"weights must be real numbers, got {weights.dtype}")
-    if weights.shape != (n,):
-        raise ValueError(f"weights have shape {weights.shape}, but the data has {n} rows; give one weight a row")
-    if not isinstance(weights, jax.core.Tracer):
-        values = np.asarray(weights)
-        if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() == 0:
-            raise ValueError(
-                f"weights must be finite, non-negative and not all zero, got values from {values.min():g} to {values.max():g}"
-            )
-    return weights.astype(jnp.float32)
-
-
-def _placement(data: jax.Array):
-    """(mesh, axis name) if the rows lie split over one mesh axis, else None."""
-    sharding = None if isinstance(data, jax.core.Tracer) else getattr(data, "sharding", None)
-    if sharding is None:
-        sharding = getattr(jax.typeof(data), "sharding", None)
-    if not isinstance(sharding, jax.NamedSharding) or not sharding.spec or sharding.spec[0] is None:
-        return None
-    axis = sharding.spec[0]
-    if isinstance(axis, tuple):
-        if len(axis) != 1:
-            raise ValueError(f"rows split over several mesh axes {axis} are not supported; split them over one")
-        axis = axis[0]
-    return (sharding.mesh, axis) if sharding.mesh.shape[axis] > 1 else None
-
-
 def _concrete_range(value) -> tuple[float, float]:
     """Smallest and largest entry where the value is known, else (0, 0), which passes every check."""
-    if isinstance(value, jax.core.Tracer) or np.size(value) == 0:
+    if isinstance(value, Tracer) or np.size(value) == 0:
         return 0, 0
     value = np.asarray(value)
     return float(value.min()), float(value.max())
@@ -434,4 +314,6 @@ def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> 
     try:
         return jnp.broadcast_to(value, batch).reshape(-1)
     except ValueError:
-        raise ValueError(f"{name} of shape {value.shape} does not broadcast to the queries' batch shape {batch}") from None
+        raise ValueError(
+            f"{name} of shape {value.shape} does not broadcast to the queries' batch shape {batch}"
+        ) from None

@@ -19,6 +19,16 @@ from jax import lax
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Scalars:
+    """The sums of equation (2) in its order, [b] each: of exp · logit, exp · ‖y‖² and exp²."""
+
+    logit: jax.Array
+    square: jax.Array
+    squared: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Moments:
     """Sums over a set of rows, one per query; see the module's equations (1) and (2).
 
@@ -26,32 +36,23 @@ class Moments:
         max: [b] largest logit, −inf for no rows.
         normaliser: [b].
         weighted_sum: [b, d].
-        weighted_logit, weighted_square, normaliser_squared: [b], or None where only (1) was asked for.
+        scalars: the sums of (2), or None where only (1) was asked for.
     """
 
     max: jax.Array
     normaliser: jax.Array
     weighted_sum: jax.Array
-    weighted_logit: jax.Array | None
-    weighted_square: jax.Array | None
-    normaliser_squared: jax.Array | None
-
-    @property
-    def has_scalars(self) -> bool:
-        return self.weighted_logit is not None
+    scalars: Scalars | None
 
 
 def empty(num_queries: int, dimension: int, dtype, *, scalars: bool) -> Moments:
     """The moments of no rows: the neutral element of `merge`."""
     zero = jnp.zeros(num_queries, dtype)
-    scalar = zero if scalars else None
     return Moments(
         max=jnp.full(num_queries, -jnp.inf, dtype),
         normaliser=zero,
         weighted_sum=jnp.zeros((num_queries, dimension), dtype),
-        weighted_logit=scalar,
-        weighted_square=scalar,
-        normaliser_squared=scalar,
+        scalars=Scalars(zero, zero, zero) if scalars else None,
     )
 
 
@@ -90,18 +91,18 @@ def shift_logits(moments: Moments, shift: jax.Array) -> Moments:
     With a shift of value zero this gives the sums the derivative of a term common to all logits.
     """
     factor = jnp.exp(shift)
-    scalars = {}
-    if moments.has_scalars:
-        scalars = {
-            "weighted_logit": factor * (moments.weighted_logit + shift * moments.normaliser),
-            "weighted_square": factor * moments.weighted_square,
-            "normaliser_squared": factor**2 * moments.normaliser_squared,
-        }
+    scalars = moments.scalars
+    if scalars is not None:
+        scalars = Scalars(
+            logit=factor * (scalars.logit + shift * moments.normaliser),
+            square=factor * scalars.square,
+            squared=factor * factor * scalars.squared,
+        )
     return dataclasses.replace(
         moments,
         normaliser=factor * moments.normaliser,
         weighted_sum=factor[:, None] * moments.weighted_sum,
-        **scalars,
+        scalars=scalars,
     )
 
 
@@ -112,11 +113,13 @@ def subtract(total: Moments, part: Moments) -> Moments:
     are kept so.
     """
     result = jax.tree.map(jnp.subtract, total, part)
-    nonnegative = {"normaliser": jnp.maximum(result.normaliser, 0)}
-    if total.has_scalars:
-        nonnegative["weighted_square"] = jnp.maximum(result.weighted_square, 0)
-        nonnegative["normaliser_squared"] = jnp.maximum(result.normaliser_squared, 0)
-    return dataclasses.replace(result, max=total.max, **nonnegative)
+    scalars = result.scalars
+    if scalars is not None:
+        scalars = dataclasses.replace(
+            scalars, square=jnp.maximum(scalars.square, 0), squared=jnp.maximum(scalars.squared, 0)
+        )
+    normaliser = jnp.maximum(result.normaliser, 0)
+    return dataclasses.replace(result, max=total.max, normaliser=normaliser, scalars=scalars)
 
 
 def _add(first: Moments, second: Moments) -> Moments:

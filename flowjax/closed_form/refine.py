@@ -5,14 +5,12 @@ evaluation resolves. The candidates of a pass are few, so they are evaluated aga
 stored rows themselves. Everything here must be called inside `jax.enable_x64(True)`.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .dense import Candidates, Query, Rows, Settings
-from .moments import Moments, finite_max
+from .moments import Moments, Scalars, finite_max
 from .rows import to_float
 
 
@@ -55,12 +53,11 @@ def candidate_moments(
     if settings.axis_name is not None:
         zero = lax.pcast(zero, settings.axis_name, to="varying")
     (weighted_sum, weighted_square), _ = lax.scan(body, zero, (candidates.index.T, weights.T))
-    result = Moments(maximum, jnp.sum(weights, 1), weighted_sum, None, None, None)
-    if not settings.scalars:
-        return result
-    return dataclasses.replace(
-        result,
-        weighted_logit=jnp.sum(weights * jnp.where(weights > 0, shifted, 0), 1),
-        weighted_square=weighted_square,
-        normaliser_squared=jnp.sum(weights**2, 1),
-    )
+    scalars = None
+    if settings.scalars:
+        scalars = Scalars(
+            logit=jnp.sum(weights * jnp.where(weights > 0, shifted, 0), 1),
+            square=weighted_square,
+            squared=jnp.sum(weights * weights, 1),
+        )
+    return Moments(maximum, jnp.sum(weights, 1), weighted_sum, scalars)

@@ -1,5 +1,7 @@
 """How stored rows become float32 points: uint8 pixels mean y/127.5 − 1, float types are themselves."""
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,11 @@ import numpy as np
 PIXEL_SCALE = 255
 
 
-def to_float(rows: jax.Array | np.ndarray):
+@overload
+def to_float(rows: jax.Array) -> jax.Array: ...
+@overload
+def to_float(rows: np.ndarray) -> np.ndarray: ...
+def to_float(rows: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """Rows as float32: uint8 becomes y/127.5 − 1, bfloat16 and float32 keep their value. NumPy stays NumPy.
 
     Args:

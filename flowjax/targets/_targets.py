@@ -91,7 +91,9 @@ class EmpiricalTarget(Target):
         if index is None or rows is None:
             raise ValueError("the empirical target needs index= (row numbers of x1) and rows= (the data set)")
         if labels is not None and self.row_labels is None:
-            raise ValueError("class-conditional use needs the rows' labels: empirical(num_samples, labels=...)")
+            raise ValueError(
+                "class-conditional use needs the rows' labels: empirical(num_samples, labels=...)"
+            )
         if self.num_samples > rows.shape[0]:
             raise ValueError(
                 f"num_samples={self.num_samples} exceeds the {rows.shape[0]} rows of the data set; "

@@ -25,7 +25,9 @@ def check(data, x, t, *, path=None, query_labels=None, tolerance=2e-6, **options
     assert (error / size).max() < tolerance
     error = np.linalg.norm(flat(field(x, t, query_labels)) - expected.velocity, axis=1)
     assert (error / size).max() < tolerance
-    np.testing.assert_allclose(flat(posterior.mean), expected.mean, atol=1e-5 * max(1, np.abs(flat(data)).max()))
+    np.testing.assert_allclose(
+        flat(posterior.mean), expected.mean, atol=1e-5 * max(1, np.abs(flat(data)).max())
+    )
     scale = np.abs(flat(data)).max() ** 2
     for name in SCALARS:
         atol = {"variance": 3e-6 * scale * flat(data).shape[1], "log_density": 1e-5}.get(name, 1e-5)

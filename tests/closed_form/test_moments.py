@@ -13,13 +13,12 @@ def of_rows(logits, rows):
     """Moments [1 query] straight from the definition, float64 NumPy."""
     best = logits.max()
     e = np.exp(logits - best)
-    return moments.Moments(
-        *(np.asarray([v], np.float32) for v in (best, e.sum(), e @ rows)),
-        *(
-            np.asarray([v], np.float32)
-            for v in (e @ (logits - best), e @ (rows**2).sum(1), (e**2).sum())
-        ),
-    )
+
+    def one(value):
+        return np.asarray([value], np.float32)
+
+    scalars = (e @ (logits - best), e @ (rows**2).sum(1), (e**2).sum())
+    return moments.Moments(one(best), one(e.sum()), one(e @ rows), moments.Scalars(*map(one, scalars)))
 
 
 @pytest.fixture
@@ -54,7 +53,9 @@ def test_subtract_undoes_merge(parts):
     a, b = parts[2][0], parts[2][2]
     union = moments.merge(a, b)
     rest = moments.subtract(union, moments.rescale(b, union.max))
-    assert_equal(moments.merge(rest, moments.empty(1, 3, np.float32, scalars=True)), moments.rescale(a, union.max))
+    assert_equal(
+        moments.merge(rest, moments.empty(1, 3, np.float32, scalars=True)), moments.rescale(a, union.max)
+    )
 
 
 def test_shifting_all_logits_scales_the_sums(parts):

@@ -91,9 +91,9 @@ def test_inside_shard_map_the_local_rows_are_the_data_set():
     def local(rows, x):
         return fj.ClosedFormField(rows)(x, 0.3)[None]
 
-    result = jax.shard_map(local, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"), check_vma=False)(
-        field.data, x
-    )
+    result = jax.shard_map(
+        local, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"), check_vma=False
+    )(field.data, x)
     for shard in range(8):
         rows = data[shard * N // 8 : (shard + 1) * N // 8]
         np.testing.assert_allclose(result[shard], fj.ClosedFormField(rows)(x, 0.3), rtol=1e-5, atol=1e-5)

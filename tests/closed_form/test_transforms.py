@@ -72,7 +72,9 @@ def test_second_derivatives_of_the_velocity(case, outer, inner):
     assert_close(actual, expected, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["log_density", "entropy", "effective_sample_size", "max_weight", "variance"])
+@pytest.mark.parametrize(
+    "name", ["log_density", "entropy", "effective_sample_size", "max_weight", "variance"]
+)
 def test_gradients_of_the_scalars(case, name):
     data, x = case
     field = fj.ClosedFormField(data)

@@ -1,0 +1,110 @@
+"""Interleaved timing beside the machine's own limits, memory, and results as JSON.
+
+A figure counts as a ratio inside one run: every case is timed in turn with its references, round after round,
+and medians are compared, so that a machine that slows down slows all of them.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A function of no arguments that returns JAX arrays, and the floating-point operations it stands for."""
+
+    name: str
+    run: Callable[[], Any]
+    flop: float = 0.0
+
+
+def measure(cases: list[Case], *, rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each case, timed in turn `rounds` times after one warm-up (which compiles)."""
+    for case in cases:
+        jax.block_until_ready(case.run())
+    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            start = time.perf_counter()
+            jax.block_until_ready(case.run())
+            seconds[case.name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def product_case(rows: int, inner: int, columns: int) -> Case:
+    """One float32 matrix product [rows, inner] × [inner, columns]: the machine's own limit."""
+    left = jax.random.normal(jax.random.key(0), (rows, inner))
+    right = jax.random.normal(jax.random.key(1), (inner, columns))
+    product = jax.jit(jnp.matmul)
+    return Case(
+        f"product {rows}x{inner}x{columns}", lambda: product(left, right), 2.0 * rows * inner * columns
+    )
+
+
+def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """Bytes a compiled function needs beside its arguments and results, as its compiler states them."""
+    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    if memory is None:
+        raise RuntimeError(f"the compiler of {jax.default_backend()} states no memory use")
+    return memory.temp_size_in_bytes
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on: processor, device, versions, commit, time."""
+    import flowjax
+
+    return {
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "flowjax": flowjax.__version__,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    return file
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
