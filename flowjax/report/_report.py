@@ -1,0 +1,201 @@
+"""Assemble report.html from what a run directory holds.
+
+The page reads `config.json`, `metrics.jsonl`, `evaluation.json` and the pictures under `samples/`. A run that was not
+evaluated yet gets a page without those parts, which says so.
+"""
+
+import base64
+import html
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from . import _figures
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1f24; --soft: #59616c; --page: #fff; --card: #f4f6f8; --line: #d5d9de; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e7e9ec; --soft: #a3abb6; --page: #15181c; --card: #1f242a; --line: #3b414a; }
+}
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+       font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p.lead { font-size: 1.1rem; margin: .2rem 0 1.2rem; } .soft, figcaption { color: var(--soft); font-size: .9rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; }
+.card { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.2rem; }
+figure { margin: 0; } img { max-width: 100%; height: auto; } img.pixels { image-rendering: pixelated; width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; } td, th { text-align: left; padding: .25rem .9rem .25rem 0;
+  border-bottom: 1px solid var(--line); vertical-align: top; }
+details { margin-top: 2rem; } pre { background: var(--card); padding: 1rem; overflow: auto; border-radius: .6rem; font-size: .8rem; }
+"""
+
+
+def write_report(run_dir: str | os.PathLike) -> Path:
+    """Write RUN_DIR/report.html, one self-contained file, and return its path.
+
+    Args:
+        run_dir: a run directory with at least config.json and metrics.jsonl.
+
+    Raises:
+        FileNotFoundError: if it is not a run directory.
+    """
+    run_dir = Path(run_dir)
+    config_file = run_dir / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.json")
+    config = json.loads(config_file.read_text())
+    metrics = _read_lines(run_dir / "metrics.jsonl")
+    evaluation_file = run_dir / "evaluation.json"
+    evaluation = json.loads(evaluation_file.read_text()) if evaluation_file.is_file() else {}
+    page = _page(run_dir, config, metrics, evaluation)
+    # Written beside the old page and moved over it: a reader never sees half a file.
+    temporary = run_dir / "report.html.part"
+    temporary.write_text(page, encoding="utf-8")
+    report = run_dir / "report.html"
+    temporary.replace(report)
+    return report
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+
+
+def _page(run_dir: Path, config: dict, metrics: list[dict], evaluation: dict) -> str:
+    title = f"flowjax · {run_dir.name}"
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="lead">{html.escape(_answer(evaluation))}</p>',
+        _cards(metrics, evaluation),
+        _pictures(run_dir, evaluation),
+        _curves(metrics),
+        _collapse(evaluation),
+        _timings(evaluation),
+        f"<details><summary>Configuration</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>",
+        _table("Versions", evaluation.get("versions", {})),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _answer(evaluation: dict) -> str:
+    if not evaluation:
+        return "Not evaluated yet: run `flowjax evaluate` on this directory."
+    third = evaluation["memorised_fraction"]["1/3"]
+    verdict = (
+        "the network does not repeat its training data"
+        if third < 0.05
+        else "part of the samples repeat training data"
+    )
+    return (
+        f"Fréchet distance {evaluation['frechet_distance']:.3g} over {evaluation['num_samples']} samples, in the features of "
+        f"{evaluation['features']}; {third:.1%} of the samples are memorised: {verdict}."
+    )
+
+
+def _cards(metrics: list[dict], evaluation: dict) -> str:
+    cards = []
+    if metrics:
+        cards.append(("steps", f"{metrics[-1]['step']:,}"))
+        cards.append(("last loss", f"{metrics[-1]['loss']:.4g}"))
+    if evaluation:
+        cards.append(("Fréchet distance", f"{evaluation['frechet_distance']:.3g}"))
+        for ratio in ("1/3", "2/3"):
+            cards.append((f"memorised (ratio {ratio})", f"{evaluation['memorised_fraction'][ratio]:.1%}"))
+        cards.append(("evaluations per sample", f"{evaluation['num_evaluations']:,}"))
+    inner = "".join(f'<div class="card"><b>{html.escape(v)}</b>{html.escape(k)}</div>' for k, v in cards)
+    return f'<div class="cards">{inner}</div>'
+
+
+def _pictures(run_dir: Path, evaluation: dict) -> str:
+    samples = run_dir / "samples"
+    if not samples.is_dir():
+        return ""
+    final, nearest = samples / "final.png", samples / "nearest.png"
+    if final.is_file() and nearest.is_file():
+        inner = _picture(final, "samples of the network") + _picture(
+            nearest, "the training images nearest to them"
+        )
+    else:
+        steps = sorted(samples.glob("step-*.png"))
+        if not steps:
+            return ""
+        inner = _picture(steps[-1], f"samples ({steps[-1].stem})")
+    distance = evaluation.get("nearest_distance_median")
+    note = (
+        ""
+        if distance is None
+        else f'<p class="soft">Median distance to the nearest training image: {distance:.3g}.</p>'
+    )
+    return f'<h2>Samples, and the training images nearest to them</h2><div class="pair">{inner}</div>{note}'
+
+
+def _picture(file: Path, caption: str) -> str:
+    data = base64.b64encode(file.read_bytes()).decode()
+    caption = html.escape(caption)
+    return f'<figure><img class="pixels" src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _curves(metrics: list[dict]) -> str:
+    if len(metrics) < 2:
+        return ""
+    figures = [_figures.loss_curve([m["step"] for m in metrics], [m["loss"] for m in metrics])]
+    scored = [m for m in metrics if m.get("frechet_distance") is not None]
+    if scored:
+        figures.append(
+            _figures.frechet_curve([m["step"] for m in scored], [m["frechet_distance"] for m in scored])
+        )
+    inner = "".join(f"<figure>{f}</figure>" for f in figures)
+    return f'<h2>Training</h2><div class="pair">{inner}</div>'
+
+
+def _collapse(evaluation: dict) -> str:
+    curve = evaluation.get("target_curve")
+    if not curve:
+        return ""
+    coincide = next(
+        (t for t, v in zip(curve["t"], curve["relative_variance"], strict=True) if v < 0.01), None
+    )
+    text = (
+        "The target keeps more than 1 % of the data's variance at every time drawn: stochastic and exact target differ throughout."
+        if coincide is None
+        else f"From t = {coincide:.2f} on, less than 1 % of the data's variance is left in the stochastic target: there it is the "
+        "exact one in all but name."
+    )
+    drawn = _figures.collapse_curves(curve["t"], curve["relative_variance"], curve["effective_sample_size"])
+    return f"<h2>What the exact target is on this data set</h2><p>{text}</p><figure>{drawn}</figure>"
+
+
+def _timings(evaluation: dict) -> str:
+    timings = evaluation.get("timings")
+    if not timings:
+        return ""
+    lead = ""
+    share = timings.get("target_share_of_step")
+    if share is not None:
+        lead = f"<p>The target takes {share:.1%} of a training step.</p>"
+    return f"<h2>Time</h2>{lead}{_table('', timings)}"
+
+
+def _table(title: str, values: dict[str, Any]) -> str:
+    if not values:
+        return ""
+
+    def text(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    rows = "".join(
+        f"<tr><th>{html.escape(key.replace('_', ' '))}</th><td>{html.escape(text(value))}</td></tr>"
+        for key, value in values.items()
+    )
+    heading = f"<h2>{html.escape(title)}</h2>" if title else ""
+    return f"{heading}<table>{rows}</table>"
