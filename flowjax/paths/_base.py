@@ -11,6 +11,7 @@ quantity's own row; the other three follow from (2) and (3).
 """
 
 import abc
+import difflib
 from typing import Literal, get_args
 
 import jax
@@ -21,8 +22,18 @@ Prediction = Literal["velocity", "data", "noise", "score"]
 
 
 def append_axes(t: ArrayLike, like: jax.Array) -> jax.Array:
-    """Reshape t, whose shape is a prefix of `like`'s (or broadcastable to one), so that it broadcasts."""
+    """Reshape t, whose shape is a prefix of `like`'s (or broadcastable to one), so that it broadcasts.
+
+    Raises:
+        ValueError: if it is not, where plain broadcasting could pair t with the wrong axis.
+    """
     t = jnp.asarray(t)
+    if t.ndim > like.ndim:
+        raise ValueError(
+            f"t of shape {t.shape} has more axes than x of shape {like.shape}; give one time or one a sample"
+        )
+    if any(a != b and 1 not in (a, b) for a, b in zip(t.shape, like.shape, strict=False)):
+        raise ValueError(f"t of shape {t.shape} does not fit the batch of x of shape {like.shape}")
     return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
 
 
@@ -85,11 +96,18 @@ class Path(abc.ABC):
         names = get_args(Prediction)
         for role, name in (("source", source), ("target", target)):
             if name not in names:
-                raise ValueError(f"{role}={name!r} is not a prediction; choose one of {', '.join(names)}")
+                near = difflib.get_close_matches(str(name), names, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
+                raise ValueError(f"{role}={name!r} is not a prediction; {hint}")
         if source == target:
             return value
         t = append_axes(t, x)
         alpha, sigma = self.alpha(t), self.sigma(t)
+        # Equation (3) alone; the system would divide by alpha, which is 0 at t = 0.
+        if (source, target) == ("noise", "score"):
+            return -value / sigma
+        if (source, target) == ("score", "noise"):
+            return -sigma * value
         rows = {
             "velocity": (self.alpha_dot(t), self.sigma_dot(t)),
             "data": (jnp.ones_like(alpha), jnp.zeros_like(alpha)),

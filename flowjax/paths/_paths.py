@@ -1,6 +1,7 @@
 """The four schedules. Each computes sigma from 1 − t, which is exact in floating point for t ≥ 1/2."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +69,10 @@ class VariancePreserving(Path):
     beta_max: float = 20.0
 
     def __post_init__(self):
-        if not 0 < self.beta_min <= self.beta_max:
-            raise ValueError(f"need 0 < beta_min <= beta_max, got {self.beta_min=} and {self.beta_max=}")
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"need 0 < beta_min <= beta_max < inf, got {self.beta_min=} and {self.beta_max=}"
+            )
 
     def _log_alpha(self, t: jax.Array) -> jax.Array:
         s = 1 - t
@@ -108,9 +111,10 @@ class VarianceExploding(Path):
     rho: float = 7.0
 
     def __post_init__(self):
-        if not (0 < self.sigma_min < self.sigma_max and self.rho > 0):
+        if not (0 < self.sigma_min < self.sigma_max < math.inf and 0 < self.rho < math.inf):
             raise ValueError(
-                f"need 0 < sigma_min < sigma_max and rho > 0, got {self.sigma_min=}, {self.sigma_max=}, {self.rho=}"
+                "need 0 < sigma_min < sigma_max < inf and 0 < rho < inf, "
+                f"got {self.sigma_min=}, {self.sigma_max=}, {self.rho=}"
             )
 
     def _root(self, t: jax.Array) -> jax.Array:
