@@ -22,7 +22,10 @@ call brings its key. Training code has three equivalent ways, the first of which
 With `nnx.jit` and `nnx.Optimizer(model, optax.adam(2e-4), wrt=nnx.Param)` models work in graph and tree mode.
 """
 
-from ._build import build as build, count_parameters as count_parameters
+from ._build import build as build
+from ._build import count_parameters as count_parameters
 from ._network import Network as Network
-from .mlp import MLP as MLP, MLPConfig as MLPConfig
-from .unet import UNet as UNet, UNetConfig as UNetConfig
+from .mlp import MLP as MLP
+from .mlp import MLPConfig as MLPConfig
+from .unet import UNet as UNet
+from .unet import UNetConfig as UNetConfig

@@ -1,6 +1,7 @@
 """From a configuration to a model, or to its size without building it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from ._network import Network
 from .mlp import MLP, MLPConfig
 from .unet import UNet, UNetConfig
 
-NETWORKS: dict[type, type[Network]] = {MLPConfig: MLP, UNetConfig: UNet}
+NETWORKS: dict[type, Callable[..., Network]] = {MLPConfig: MLP, UNetConfig: UNet}
 
 
 def build(config: Any, *, rngs: nnx.Rngs | int) -> Network:

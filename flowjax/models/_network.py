@@ -1,6 +1,7 @@
 """The abstract velocity network: batch axes, dropout mode and dtypes handled once, for every architecture."""
 
 import abc
+from typing import Any
 
 import jax
 from flax import nnx
@@ -17,7 +18,7 @@ class Network(nnx.Module):
     brings its key, so that a model is a pure function of its arguments in either mode.
     """
 
-    config: object
+    config: Any
     event_shape: tuple[int, ...]
     num_classes: int | None
     dropout_rate: float
@@ -27,7 +28,14 @@ class Network(nnx.Module):
     def evaluate(
         self, x: jax.Array, t: jax.Array, labels: jax.Array | None, rngs: nnx.Rngs | None
     ) -> jax.Array:
-        """x [b, *event], t [b] float32, labels [b] int32 or None → [b, *event]; dropout only where rngs is given."""
+        """The velocity [b, *event] with one batch axis, checked and broadcast arguments.
+
+        Args:
+            x: [b, *event].
+            t: [b] float32.
+            labels: [b] int32, or None for an unconditional network.
+            rngs: a generator where dropout is on, else None.
+        """
 
     def __call__(
         self,
@@ -44,7 +52,7 @@ class Network(nnx.Module):
             x: [*batch, *event], floating point; any number of batch axes, also none.
             t: time in [0, 1], broadcastable to [*batch].
             labels: class numbers broadcastable to [*batch]; None is the null label.
-            deterministic: False switches dropout on, True off, None follows `train()`, `eval()` or `nnx.view`.
+            deterministic: False switches dropout on, True off, None follows `train()`, `eval()`, `nnx.view`.
             rngs: where dropout masks come from: a key, or nnx.Rngs with a stream `dropout`. Unused when
                 dropout is off.
 

@@ -103,7 +103,7 @@ class MLP(Network):
 
     def evaluate(self, x, t, labels, rngs):
         condition = self.conditioning(t, labels)
-        h = self.input(x.reshape(x.shape[0], -1).astype(DTYPES[self.config.dtype]))
+        h = self.input(x.reshape(x.shape[0], math.prod(self.event_shape)).astype(DTYPES[self.config.dtype]))
         for layer in self.layers:
             h = layer(h, condition, rngs)
         return self.output(ACTIVATIONS[self.config.activation](h)).reshape(x.shape)
