@@ -1,0 +1,7 @@
+"""`python -m flowjax` is `flowjax`."""
+
+import sys
+
+from flowjax.cli import main
+
+sys.exit(main())

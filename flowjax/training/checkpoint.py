@@ -1,0 +1,100 @@
+"""Orbax v1 checkpoints of the state and the data iterator, with a fallback to the one before a damaged one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .state import TrainState
+
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager: leaving it waits for saves under way.
+
+    Args:
+        directory: absolute; made at the first save.
+    """
+
+    def __init__(self, directory: Path):
+        # Orbax warns on every start that it was handed no mesh; nothing depends on one here.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        from orbax.checkpoint import v1 as ocp
+
+        training = ocp.training
+        self.directory = directory
+        self._checkpointer = training.Checkpointer(
+            directory.absolute(),
+            preservation_policy=training.preservation_policies.LatestN(_KEPT),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def save(self, step: int, state: TrainState, iterator: Any) -> None:
+        """Save and wait: when this returns the checkpoint is whole.
+
+        Raises:
+            RuntimeError: the save failed, for example on a full disk; earlier checkpoints are as they were.
+        """
+        if step in self.steps():
+            return
+        try:
+            saved = self._checkpointer.save_checkpointables(
+                step, {"state": state, "dataset": iterator}, force=True
+            )
+        except (OSError, ValueError) as error:
+            kept = self.steps()
+            previous = f"the checkpoint of step {kept[-1]} is intact" if kept else "there is no earlier one"
+            raise RuntimeError(
+                f"the checkpoint of step {step} could not be written to {self.directory} ({error}); {previous}, "
+                "so free some disk space and continue with --resume"
+            ) from error
+        if not saved:
+            raise RuntimeError(f"orbax declined to save the checkpoint of step {step}")
+
+    def restore(self, state: TrainState, iterator: Any, warn=print) -> TrainState | None:
+        """The newest checkpoint that can be read, its iterator state put into `iterator`; None if there is none.
+
+        Args:
+            state: gives shapes, dtypes and shardings.
+            iterator: the pipeline, positioned where the checkpoint left it.
+            warn: told about every damaged checkpoint that is passed over.
+
+        Raises:
+            RuntimeError: there are checkpoints, but none can be read.
+        """
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
+        steps = self.steps()
+        damaged = []
+        for step in reversed(steps):
+            try:
+                loaded = self._checkpointer.load_checkpointables(
+                    step, {"state": abstract, "dataset": iterator}
+                )
+            # Orbax wraps what a damaged file raises in many types; whatever it is, the one before may be whole.
+            except Exception as error:
+                warn(
+                    f"the checkpoint of step {step} is damaged ({type(error).__name__}); trying the one before"
+                )
+                damaged.append(step)
+                continue
+            for bad in damaged:  # their steps will be saved again
+                self._checkpointer.delete(bad)
+            return loaded["state"]
+        if steps:
+            raise RuntimeError(f"none of the checkpoints in {self.directory} can be read")
+        return None

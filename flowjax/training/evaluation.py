@@ -1,0 +1,173 @@
+"""What a trained network is worth: samples, Fréchet distance, memorisation, and what its exact target is."""
+
+import functools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import flowjax as fj
+from flowjax.closed_form import ClosedFormField, to_float
+
+from .config import TrainConfig
+from .run_dir import RunDirectory, versions, write_whole
+
+_GRID = 64
+
+
+def draw_samples(
+    config: TrainConfig, graphdef: nnx.GraphDef, params: Any, num: int, *, seed: int, labels=None, **options
+):
+    """`num` samples of a network by `flowjax.sampling.sample` (dopri5 unless `options` say otherwise)."""
+    model = nnx.merge(graphdef, params)
+    path = config.target.build_path()
+    noise = path.sample_prior(jax.random.fold_in(jax.random.key(seed), 2), (num, *config.model.event_shape))
+    condition = None
+    if config.data.class_conditional:
+        classes = config.model.num_classes or 1
+        labels = jnp.arange(num, dtype=jnp.int32) % classes if labels is None else jnp.asarray(labels)
+        condition = {"labels": labels}
+    return fj.sampling.sample(model, noise, condition=condition, path=path, **options)
+
+
+def save_grid(images: np.ndarray, file: Path) -> None:
+    """A contact sheet of pictures (or a scatter plot of points in the plane) as PNG."""
+    fj.data.save_picture(fj.data.contact_sheet(images), file)
+
+
+@functools.lru_cache(maxsize=1)
+def _digits_classifier():
+    return fj.metrics.features.digits_classifier()
+
+
+def _statistics(features: np.ndarray):
+    return fj.metrics.FrechetStatistics.empty(features.shape[1]).update(features)
+
+
+class FrechetScore:
+    """Fréchet distance of samples to the data set, in the features that suit the data set."""
+
+    def __init__(self, config: TrainConfig, dataset):
+        self.features = (
+            _digits_classifier() if config.data.source == "digits" else fj.metrics.features.PixelFeatures()
+        )
+        self.name: str = self.features.name
+        self._reference = _statistics(self._extract(dataset.images))
+
+    def _extract(self, images) -> np.ndarray:
+        return np.asarray(self.features.features(to_float(np.asarray(images))))
+
+    def __call__(self, samples: np.ndarray) -> float:
+        return float(_statistics(self._extract(samples)).frechet_distance(self._reference))
+
+
+def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 0) -> dict[str, list[float]]:
+    """Where the stochastic target and the exact one coincide on this data set.
+
+    For queries on the path at 25 times: the variance of the data point given the query, as a share of the data's
+    total variance (mean over queries), and the median effective sample size.
+    """
+    key = jax.random.key(seed)
+    index_key, noise_key = jax.random.split(key)
+    rows = jax.random.choice(index_key, field.num_points, (num_queries,))
+    x1 = to_float(field.data[rows])
+    x0 = jax.random.normal(noise_key, x1.shape)
+    times = np.linspace(0, 0.96, 25, dtype=np.float32)
+    variance, effective = [], []
+    for t in times:
+        posterior = field.posterior(field.path.interpolate(x0, x1, t), t)
+        variance.append(float(posterior.variance.mean()))
+        effective.append(float(jnp.median(posterior.effective_sample_size)))
+    total = variance[0]  # at t = 0 every point weighs the same
+    return {
+        "t": [round(float(t), 4) for t in times],
+        "relative_variance": [v / total for v in variance],
+        "effective_sample_size": effective,
+    }
+
+
+def load_network(run: RunDirectory) -> tuple[TrainConfig, nnx.GraphDef, Any, int]:
+    """Configuration, structure, averaged parameters and step of a run's newest checkpoint.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint yet.
+    """
+    from .checkpoint import Checkpoints
+    from .state import create
+
+    config = run.config()
+    if not run.checkpoints.is_dir():
+        raise FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
+    dataset = fj.data.load(
+        config.data.source,
+        **({} if config.data.image_size is None else {"image_size": config.data.image_size}),
+    )
+    graphdef, state = create(config)
+    iterator = fj.data.batches(dataset, config.batch_size, seed=config.seed)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        restored = checkpoints.restore(state, iterator)
+    if restored is None:
+        raise FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
+    return config, graphdef, restored.ema, int(restored.step)
+
+
+def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed: int = 1) -> dict[str, Any]:
+    """Evaluate the newest checkpoint: writes evaluation.json, samples/final.png and samples/nearest.png.
+
+    Args:
+        run_dir: a run.
+        num_samples: samples to draw; None takes the run's own number.
+        seed: of their noise.
+
+    Returns:
+        What evaluation.json holds.
+    """
+    from .loop import time_target
+
+    run = RunDirectory(run_dir)
+    config, graphdef, params, step = load_network(run)
+    options = {} if config.data.image_size is None else {"image_size": config.data.image_size}
+    dataset = fj.data.load(config.data.source, **options)
+    num_samples = config.num_samples if num_samples is None else num_samples
+    if num_samples < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 samples, got {num_samples}")
+    begin = time.perf_counter()
+    drawn = draw_samples(config, graphdef, params, num_samples, seed=seed)
+    samples = np.asarray(drawn.samples)
+    sampling_seconds = time.perf_counter() - begin
+    score = FrechetScore(config, dataset)
+    nearest, second, index = (np.asarray(v) for v in fj.metrics.nearest_distances(samples, dataset.images))
+    field = ClosedFormField(
+        dataset.images, config.target.build_path(), horizontal_flip=config.data.horizontal_flip
+    )
+    result = {
+        "step": step,
+        "num_samples": num_samples,
+        "num_evaluations": int(drawn.num_evaluations),
+        "features": score.name,
+        "frechet_distance": score(samples),
+        "nearest_distance_median": float(np.median(nearest)),
+        "second_nearest_distance_median": float(np.median(second)),
+        "memorised_fraction": {
+            "1/3": float(fj.metrics.memorised_fraction(nearest, second, ratio=1 / 3)),
+            "2/3": float(fj.metrics.memorised_fraction(nearest, second, ratio=2 / 3)),
+        },
+        "pixel_moments": {
+            "samples": fj.metrics.pixel_moments(samples),
+            "data": fj.metrics.pixel_moments(to_float(dataset.images)),
+        },
+        "target_curve": target_curve(field),
+        "timings": {**time_target(config, run), "seconds_for_samples": sampling_seconds},
+        "versions": versions(),
+    }
+    run.samples.mkdir(exist_ok=True)
+    save_grid(samples[:_GRID], run.samples / "final.png")
+    save_grid(np.asarray(dataset.images)[index[:_GRID]], run.samples / "nearest.png")
+    write_whole(run.evaluation_file, json.dumps(result, indent=2) + "\n")
+    return result

@@ -1,0 +1,218 @@
+"""The loop: next batch → place → step → read the metrics of the step before → log → sample → save.
+
+Step k is dispatched before the metrics of step k − 1 are read, so the device never waits for the host. Whatever is
+written for step k depends on the configuration and k alone, so an interrupted and resumed run writes the same bytes.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flowjax as fj
+from flowjax.closed_form import ClosedFormField
+
+from .checkpoint import Checkpoints
+from .config import TrainConfig
+from .evaluation import FrechetScore, draw_samples, save_grid
+from .progress import Progress
+from .run_dir import RunDirectory
+from .state import TrainState, create
+from .step import make_step
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; it was saved and can be resumed."""
+
+
+def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = False) -> RunDirectory:
+    """Train, or continue training, into a run directory.
+
+    Args:
+        config: the run.
+        run_dir: a new or empty directory; with `resume`, one that holds this run.
+        resume: go on from the newest readable checkpoint, or from the start if there is none yet.
+
+    Returns:
+        The run directory, with `metrics.jsonl`, checkpoints and sample grids.
+
+    Raises:
+        ValueError, FileNotFoundError: bad configuration, data or directory; nothing was written.
+        RuntimeError: a loss that is not finite (with step and value), or a checkpoint that could not be written.
+        Stopped: SIGTERM or SIGINT; the run was saved.
+    """
+    dataset = fj.data.load(config.data.source, **_load_options(config))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    _check(config, dataset, mesh)
+    run = RunDirectory(run_dir)
+    if resume:
+        run.check_resumable(config, dataset.fingerprint)
+    else:
+        run.start(config, dataset.fingerprint)
+
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    target, rows = jax.device_put(make_target(config, dataset), everywhere)
+    graphdef, state = create(config)
+    state = jax.device_put(state, everywhere)
+    iterator = fj.data.batches(dataset, config.batch_size, seed=config.seed)
+    step_function = make_step(config, graphdef)
+    score = FrechetScore(config, dataset)
+    batch_sharding = jax.NamedSharding(mesh, jax.P("data"))
+
+    with Checkpoints(run.checkpoints) as checkpoints, _Signals() as signals:
+        if resume:
+            restored = checkpoints.restore(state, iterator)
+            if restored is None:
+                print("no checkpoint yet: starting from the first step")
+            state = state if restored is None else restored
+        start = int(state.step)
+        run.truncate_metrics(start)
+        with Progress(config.steps, start, every=max(1, config.steps // 20)) as progress:
+            pending: tuple[int, Any] | None = None
+            for step in range(start + 1, config.steps + 1):
+                batch = jax.device_put(next(iterator), batch_sharding)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step_function(state, batch, target, rows)
+                if pending is not None:
+                    _finish(run, config, progress, *pending)
+                pending = step, metrics
+                last = step == config.steps
+                if last or step % config.sample_every == 0:
+                    extra = _sample(run, config, graphdef, state, score, step)
+                    _finish(run, config, progress, step, metrics, extra)
+                    pending = None
+                if last or step % config.checkpoint_every == 0 or signals.received:
+                    if pending is not None:
+                        _finish(run, config, progress, *pending)
+                        pending = None
+                    checkpoints.save(step, state, iterator)
+                if signals.received and not last:
+                    raise Stopped(f"stopped by {signals.received} after step {step}; continue with --resume")
+    return run
+
+
+def make_target(config: TrainConfig, dataset) -> tuple[Any, Any]:
+    """The target and the rows it needs beside the batch (None for targets that need none)."""
+    path = config.target.build_path()
+    labels = dataset.labels if config.data.class_conditional else None
+    if config.target.name == "conditional":
+        return fj.targets.conditional(path), None
+    if config.target.name == "empirical":
+        row_labels = None if labels is None else jnp.asarray(labels)
+        return fj.targets.empirical(config.target.num_samples, path, labels=row_labels), jnp.asarray(
+            dataset.images
+        )
+    field = ClosedFormField(dataset.images, path, labels=labels, horizontal_flip=config.data.horizontal_flip)
+    return fj.targets.closed_form(field), None
+
+
+def _load_options(config: TrainConfig) -> dict[str, Any]:
+    return {} if config.data.image_size is None else {"image_size": config.data.image_size}
+
+
+def _check(config: TrainConfig, dataset, mesh) -> None:
+    """What only data and devices can tell, before anything is written."""
+    if tuple(dataset.event_shape) != tuple(config.model.event_shape):
+        raise ValueError(
+            f"the model takes events of shape {config.model.event_shape}, but {config.data.source!r} has "
+            f"{dataset.event_shape}; set --model.event-shape"
+        )
+    if config.batch_size % (mesh.size * config.optimizer.accumulate):
+        raise ValueError(
+            f"batch_size={config.batch_size} cannot be split over {mesh.size} devices × "
+            f"accumulate={config.optimizer.accumulate}; choose a multiple of {mesh.size * config.optimizer.accumulate}"
+        )
+    if config.target.name == "empirical" and config.target.num_samples > dataset.num_points:
+        raise ValueError(
+            f"target.num_samples={config.target.num_samples} exceeds the {dataset.num_points} rows of the data"
+        )
+    if config.data.class_conditional:
+        if dataset.labels is None:
+            raise ValueError(f"class_conditional training needs labels, and {config.data.source!r} has none")
+        if config.model.num_classes != dataset.num_classes:
+            raise ValueError(
+                f"the model has num_classes={config.model.num_classes}, the data {dataset.num_classes} classes"
+            )
+
+
+def _finish(run, config, progress, step: int, metrics, extra: dict[str, Any] | None = None) -> None:
+    """Read the metrics of a step (waiting for it), stop if the loss is not finite, log."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]):
+        raise RuntimeError(
+            f"the loss of step {step} is {values['loss']}; the last checkpoint is intact. "
+            "A smaller --optimizer.learning-rate or --optimizer.clip usually helps"
+        )
+    if extra is not None or step % config.log_every == 0 or step == config.steps:
+        run.append_metrics({"step": step, **values, **(extra or {})})
+    progress.update(step, values)
+
+
+def _sample(run, config, graphdef, state: TrainState, score: "FrechetScore", step: int) -> dict[str, float]:
+    """Samples of the averaged network: a grid of the first ones and their Fréchet distance."""
+    samples = draw_samples(config, graphdef, state.ema, config.num_samples, seed=config.seed).samples
+    save_grid(np.asarray(samples)[:64], run.samples / f"step-{step:06d}.png")
+    return {"frechet_distance": score(np.asarray(samples))}
+
+
+class _Signals(contextlib.AbstractContextManager):
+    """Remembers SIGTERM and SIGINT instead of dying of them; a second SIGINT interrupts at once."""
+
+    def __init__(self):
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, _frame) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+def time_target(config: TrainConfig, run: RunDirectory) -> dict[str, float]:
+    """Median seconds of a whole step and of its target alone, interleaved, on the run's own shapes."""
+    dataset = fj.data.load(config.data.source, **_load_options(config))
+    target, rows = make_target(config, dataset)
+    graphdef, state = create(config)
+    step_function = make_step(config, graphdef)
+    batch = jax.device_put(next(fj.data.batches(dataset, config.batch_size, seed=config.seed)))
+    from .step import draw
+
+    example = draw(config, jax.random.key(0), batch)
+    alone = jax.jit(
+        lambda target, e, index, rows: target(
+            jax.random.key(0), e["x0"], e["x1"], e["t"], index=index, labels=e.get("labels"), rows=rows
+        )
+    )
+    seconds: dict[str, list[float]] = {"step": [], "target": []}
+    for round_ in range(8):
+        begin = time.perf_counter()
+        state, metrics = step_function(state, batch, target, rows)
+        jax.block_until_ready(metrics)
+        middle = time.perf_counter()
+        jax.block_until_ready(alone(target, example, batch["index"], rows))
+        if round_:  # the first round compiles
+            seconds["step"].append(middle - begin)
+            seconds["target"].append(time.perf_counter() - middle)
+    step_seconds, target_seconds = (float(np.median(values)) for values in seconds.values())
+    return {
+        "seconds_per_step": step_seconds,
+        "seconds_per_target": target_seconds,
+        "target_share_of_step": target_seconds / step_seconds,
+    }

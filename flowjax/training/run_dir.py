@@ -1,0 +1,114 @@
+"""The folder of one run: who may use it, what it holds, and files that are never half written.
+
+config.json     configuration, fingerprint of the data, versions
+metrics.jsonl   one JSON object a line, at least step and loss
+checkpoints/    state and data iterator (Orbax)
+samples/        grids of samples
+evaluation.json, report.html
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .config import TrainConfig, first_difference
+
+_OWN = {"config.json", "metrics.jsonl", "checkpoints", "samples", "evaluation.json", "report.html"}
+
+
+class RunDirectory:
+    """Paths and small files of a run. Building one touches nothing."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path).absolute()
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.evaluation_file = self.path / "evaluation.json"
+
+    def start(self, config: TrainConfig, fingerprint: str) -> None:
+        """Claim the directory for a new run.
+
+        Raises:
+            ValueError: it exists and holds something.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            what = "a run; continue it with --resume" if self.config_file.is_file() else "something else"
+            raise ValueError(f"{self.path} already holds {what}, or choose another --run-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.samples.mkdir(exist_ok=True)
+        values = {"config": config.to_dict(), "data_fingerprint": fingerprint, "versions": versions()}
+        write_whole(self.config_file, json.dumps(values, indent=2) + "\n")
+
+    def check_resumable(self, config: TrainConfig, fingerprint: str) -> None:
+        """Refuse to continue what is not there, or what was made with another configuration or other data."""
+        values = self.read()
+        difference = first_difference(values["config"], config.to_dict())
+        if difference is not None:
+            raise ValueError(
+                f"{self.path} was made with another configuration: {difference}; "
+                "resume with the same settings, or start a new --run-dir"
+            )
+        if values["data_fingerprint"] != fingerprint:
+            raise ValueError(f"{self.path} was trained on other data than {config.data.source!r} holds now")
+
+    def read(self) -> dict[str, Any]:
+        """config.json. Raises FileNotFoundError or ValueError where there is none or it is damaged."""
+        if not self.config_file.is_file():
+            raise FileNotFoundError(f"{self.path} holds no run: it has no config.json")
+        try:
+            values = json.loads(self.config_file.read_text())
+            return {key: values[key] for key in ("config", "data_fingerprint", "versions")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.config_file} is damaged: {error}") from None
+
+    def config(self) -> TrainConfig:
+        return TrainConfig.from_dict(self.read()["config"])
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Append one whole line: a single write of an already open file, so that a kill leaves no half line."""
+        data = (json.dumps(line) + "\n").encode()
+        descriptor = os.open(self.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Keep the whole lines up to a step: those after it will be written again."""
+        if not self.metrics_file.is_file():
+            return
+        kept = []
+        for line in self.metrics_file.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        write_whole(self.metrics_file, "".join(kept))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write beside the file, then move over it: it is the old one or the new one, never a part."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    import platform
+    from importlib.metadata import version
+
+    import flowjax
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "diffrax", "numpy")
+    return {
+        "flowjax": flowjax.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+    }
