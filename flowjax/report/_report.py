@@ -29,7 +29,8 @@ p.lead { font-size: 1.1rem; margin: .2rem 0 1.2rem; } .soft, figcaption { color:
 figure { margin: 0; } img { max-width: 100%; height: auto; } img.pixels { image-rendering: pixelated; width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; } td, th { text-align: left; padding: .25rem .9rem .25rem 0;
   border-bottom: 1px solid var(--line); vertical-align: top; }
-details { margin-top: 2rem; } pre { background: var(--card); padding: 1rem; overflow: auto; border-radius: .6rem; font-size: .8rem; }
+details { margin-top: 2rem; } pre { background: var(--card); padding: 1rem;
+  overflow: auto; border-radius: .6rem; font-size: .8rem; }
 """
 
 
@@ -97,8 +98,8 @@ def _answer(evaluation: dict) -> str:
         else "part of the samples repeat training data"
     )
     return (
-        f"Fréchet distance {evaluation['frechet_distance']:.3g} over {evaluation['num_samples']} samples, in the features of "
-        f"{evaluation['features']}; {third:.1%} of the samples are memorised: {verdict}."
+        f"Fréchet distance {evaluation['frechet_distance']:.3g} over {evaluation['num_samples']} samples, "
+        f"in the features of {evaluation['features']}; {third:.1%} of the samples are memorised: {verdict}."
     )
 
 
@@ -142,7 +143,10 @@ def _pictures(run_dir: Path, evaluation: dict) -> str:
 def _picture(file: Path, caption: str) -> str:
     data = base64.b64encode(file.read_bytes()).decode()
     caption = html.escape(caption)
-    return f'<figure><img class="pixels" src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><img class="pixels" src="data:image/png;base64,{data}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _curves(metrics: list[dict]) -> str:
@@ -165,12 +169,16 @@ def _collapse(evaluation: dict) -> str:
     coincide = next(
         (t for t, v in zip(curve["t"], curve["relative_variance"], strict=True) if v < 0.01), None
     )
-    text = (
-        "The target keeps more than 1 % of the data's variance at every time drawn: stochastic and exact target differ throughout."
-        if coincide is None
-        else f"From t = {coincide:.2f} on, less than 1 % of the data's variance is left in the stochastic target: there it is the "
-        "exact one in all but name."
-    )
+    if coincide is None:
+        text = (
+            "The target keeps more than 1 % of the data's variance at every time drawn: stochastic and exact target "
+            "differ throughout."
+        )
+    else:
+        text = (
+            f"From t = {coincide:.2f} on, less than 1 % of the data's variance is left in the stochastic target: "
+            "there it is the exact one in all but name."
+        )
     drawn = _figures.collapse_curves(curve["t"], curve["relative_variance"], curve["effective_sample_size"])
     return f"<h2>What the exact target is on this data set</h2><p>{text}</p><figure>{drawn}</figure>"
 
