@@ -1,8 +1,10 @@
 """What a run is made of: frozen, nested, checked when built, and equal to its JSON."""
 
 import dataclasses
+import difflib
 import json
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args, get_type_hints
 
 from flowjax import paths
 from flowjax.models import MLPConfig, UNetConfig
@@ -106,6 +108,10 @@ class TrainConfig:
     num_samples: int = 512
 
     def __post_init__(self):
+        for part in (self, self.data, self.target, self.optimizer):
+            _check_fields(part)
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         positive = ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every")
         for name in positive:
             if getattr(self, name) < 1:
@@ -125,6 +131,18 @@ class TrainConfig:
             )
         if optimizer.warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {optimizer.warmup_steps}")
+        if not 0 <= optimizer.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {optimizer.weight_decay}")
+        if optimizer.weight_decay and optimizer.name != "adamw":
+            raise ValueError(
+                f"weight_decay={optimizer.weight_decay} has no effect on {optimizer.name}; "
+                "set --optimizer.name adamw, or leave weight_decay at 0"
+            )
+        if self.data.horizontal_flip and len(self.model.event_shape) != 3:
+            raise ValueError(
+                f"horizontal_flip needs pictures [height, width, channels], and the model takes events of shape "
+                f"{self.model.event_shape}"
+            )
         if self.target.num_samples < 1:
             raise ValueError(f"target.num_samples must be at least 1, got {self.target.num_samples}")
         if self.data.horizontal_flip and self.target.name == "empirical":
@@ -159,6 +177,23 @@ class TrainConfig:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no configuration that this version understands: {error}") from None
+
+
+def _check_fields(part: Any) -> None:
+    """Whole numbers where an int is declared, a known name where there is a choice of names.
+
+    Annotations promise it and the command line keeps the promise; from Python a wrong name would otherwise be taken
+    for whatever the last branch that tells names apart happens to be.
+    """
+    for name, kind in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        choices = get_args(kind)
+        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
+            raise ValueError(f"unknown {name} {value!r} in {type(part).__name__}; {hint}")
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
