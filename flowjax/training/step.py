@@ -50,7 +50,7 @@ def make_step(config: TrainConfig, graphdef: nnx.GraphDef) -> Step:
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state.step + 1), jnp.float32),
         }
         return TrainState(state.step + 1, params, ema, optimizer_state, state.key), metrics
