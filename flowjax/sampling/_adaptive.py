@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 SOLVERS = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
 
+FIRST_STEP = 0.01
+
 OK, TOO_MANY_STEPS, STEP_TOO_SMALL = 0, 1, 2
 
 
@@ -22,38 +24,44 @@ class Solution(NamedTuple):
     reached: jax.Array
 
 
-class _CountingState(NamedTuple):
+class _State(NamedTuple):
     inner: Any
     num_evaluations: jax.Array
     at_start: jax.Array
 
 
-class _CountingController(diffrax.AbstractStepSizeController):
-    """Counts the evaluations of the steps it judges, rejected ones included, and keeps the first step finite.
+class _Controller(diffrax.AbstractStepSizeController):
+    """The PID controller, with three things added.
 
-    A first-same-as-last method saves one evaluation in every step but the first; a first step that is rejected
-    is made again in full. Diffrax's own statistics do not tell how often that happened.
+    It counts the evaluations of the steps it judges, rejected ones included: a first-same-as-last method saves one
+    in every step but the first, and a first step that is rejected is made again in full, which diffrax's own
+    statistics do not tell. It chooses the first step itself, whatever diffrax's version would spend on guessing
+    one. And where the error estimate is NaN, so that PID control would propose NaN, it shortens the step.
     """
 
     controller: diffrax.PIDController
     num_stages: int
 
     def wrap(self, direction):
-        return _CountingController(self.controller.wrap(direction), self.num_stages)
+        return _Controller(self.controller.wrap(direction), self.num_stages)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        stop, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        stop = jnp.where(jnp.isfinite(stop), stop, t1)
-        # The guess of the first step costs two evaluations.
-        return stop, _CountingState(inner, jnp.array(2, jnp.int32), jnp.array(True))
+        first = jnp.asarray(FIRST_STEP, jnp.result_type(t0))
+        stop, inner = self.controller.init(terms, t0, t1, y0, first, args, func, error_order)
+        return stop, _State(inner, jnp.array(0, jnp.int32), jnp.array(True))
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
         state = controller_state
         keep, next_t0, next_t1, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
+        lost, shorter = ~jnp.isfinite(next_t1), self.controller.factormin * (t1 - t0)
+        next_t1 = jnp.where(lost, next_t0 + shorter, next_t1)
+        result = diffrax.RESULTS.where(
+            lost & (shorter < self.controller.dtmin), diffrax.RESULTS.dt_min_reached, result
+        )
         count = state.num_evaluations + jnp.where(state.at_start, self.num_stages, self.num_stages - 1)
-        return keep, next_t0, next_t1, made_jump, _CountingState(inner, count, state.at_start & ~keep), result
+        return keep, next_t0, next_t1, made_jump, _State(inner, count, state.at_start & ~keep), result
 
 
 def worst_sample_norm(x: jax.Array) -> jax.Array:
@@ -78,7 +86,7 @@ def integrate(
     """
     method = SOLVERS[solver]()
     assert method.tableau.fsal
-    controller = _CountingController(
+    controller = _Controller(
         diffrax.PIDController(
             rtol=rtol,  # type: ignore[arg-type]
             atol=atol,  # type: ignore[arg-type]
