@@ -46,14 +46,12 @@ def measure(cases: list[Case], *, rounds: int = 7) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def product_case(rows: int, inner: int, columns: int) -> Case:
-    """One float32 matrix product [rows, inner] × [inner, columns]: the machine's own limit."""
+def product_case(name: str, rows: int, inner: int, columns: int) -> Case:
+    """One float32 matrix product [rows, inner] × [inner, columns]: a limit of the machine itself."""
     left = jax.random.normal(jax.random.key(0), (rows, inner))
     right = jax.random.normal(jax.random.key(1), (inner, columns))
     product = jax.jit(jnp.matmul)
-    return Case(
-        f"product {rows}x{inner}x{columns}", lambda: product(left, right), 2.0 * rows * inner * columns
-    )
+    return Case(name, lambda: product(left, right), 2.0 * rows * inner * columns)
 
 
 def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:

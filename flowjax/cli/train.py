@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ._common import parse, preset_help, split_preset
 
-_USAGE = """usage: flowjax train PRESET [--run-dir DIR] [--steps N] [--seed S] [--target NAME] [--resume] [--FIELD VALUE]
+_USAGE = """usage: flowjax train PRESET [--run-dir DIR] [--steps N] [--seed S] [--target NAME] [--resume] [--FIELD ...]
 
 Train a velocity network, draw samples, and write RUN_DIR/report.html.
 
