@@ -54,7 +54,7 @@ class Dataset:
                 )
         elif self.test_labels is not None:
             raise ValueError("test_labels came without test_images; give both or neither")
-        elif labels is None and self.test_labels is not None:
+        if labels is None and self.test_labels is not None:
             raise ValueError("test_labels came without labels; give labels too, or leave test_labels out")
         count = 0 if test_images is None else len(test_images)
         test_labels = _check_labels(self.test_labels, "test_labels", count, names)

@@ -151,7 +151,17 @@ def _pixels(path: Path, grey: bool, image_size: int | None) -> np.ndarray:
 def _guarded(read: Callable[[Path], Any], path: Path) -> Any:
     from PIL import Image
 
+    # What Pillow raises depends on the format; UserWarning is for programs that turn warnings into errors.
+    damage = (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        UserWarning,
+        Image.DecompressionBombError,
+    )
     try:
         return read(path)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except damage as error:
         raise ValueError(f"picture {path} cannot be decoded ({error}); repair or remove it") from None

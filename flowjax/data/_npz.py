@@ -66,10 +66,13 @@ def load_npz(file: str | Path) -> Dataset:
 
 def _read(archive, key: str, path: Path) -> np.ndarray:
     try:
-        return archive[key]
+        array = archive[key]
     except ValueError as error:
         if "pickle" in str(error):
             raise ValueError(
                 f"{path}: {key!r} holds pickled objects, which could run code when read; store plain numbers"
             ) from None
         raise ValueError(f"{path}: {key!r} is damaged ({error}); write or fetch it again") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: {key!r} is no NumPy array; write the archive with numpy.savez")
+    return array

@@ -34,15 +34,18 @@ def contact_sheet(
         uint8 [H, W, 3]. Small pictures are enlarged without smoothing.
 
     Raises:
-        ValueError: no rows, or of a shape that is neither pictures nor points.
+        TypeError: rows that are neither uint8 nor floating point.
+        ValueError: no rows, or of a shape that is neither pictures nor points; labels of another length.
     """
     array = np.asarray(images)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"there is nothing to draw in an array of shape {array.shape}")
     if array.dtype != np.uint8 and not jax.dtypes.issubdtype(array.dtype, np.floating):
         raise TypeError(f"pictures must be uint8 or floating point, got {array.dtype}")
+    if labels is not None and np.shape(labels) != array.shape[:1]:
+        raise ValueError(f"labels must have shape {array.shape[:1]}, one a row, got {np.shape(labels)}")
     if array.ndim == 2 and array.shape[1] == 2:
-        sheet = _scatter(array.astype(np.float64), labels)
+        sheet = _scatter(array.astype(np.float64), None if labels is None else np.asarray(labels))
     elif array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)):
         sheet = _grid(_to_pixels(array if array.ndim == 4 else array[..., None]), columns)
     else:
@@ -117,20 +120,26 @@ def _grid(pixels: np.ndarray, columns: int | None) -> np.ndarray:
     return sheet
 
 
-def _scatter(points: np.ndarray, labels: Any) -> np.ndarray:
+def _scatter(points: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
+    finite = np.isfinite(points).all(axis=1)
+    points = points[finite]
+    extent = np.ptp(points, axis=0) if len(points) else np.ones(2)
+    ratio = float(np.clip((extent[1] + 1e-9) / (extent[0] + 1e-9), 0.4, 1.5))
+    figure = Figure(figsize=(6.4, 6.4 * ratio + 0.4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    size = float(np.clip(20_000 / len(points), 2, 40))
-    kwargs = (
-        {}
-        if labels is None
-        else {"c": np.asarray(labels), "cmap": "tab10" if np.max(labels) < 10 else "turbo"}
-    )
-    axes.scatter(*points.T, s=size, alpha=0.7, linewidths=0, **kwargs)
+    size = float(np.clip(20_000 / max(len(points), 1), 2, 40))
+    colours = {}
+    if labels is not None and len(points):
+        labels = labels[finite]
+        # Class k has colour k of the ten, or its place in a long scale.
+        few = labels.max() < 10
+        scale = {"cmap": "tab10", "vmax": 9} if few else {"cmap": "turbo", "vmax": labels.max()}
+        colours = {"c": labels, "vmin": 0, **scale}
+    axes.scatter(*points.T, s=size, alpha=0.7, linewidths=0, **colours)
     axes.set_aspect("equal")
     axes.grid(alpha=0.25)
     canvas.draw()

@@ -35,9 +35,9 @@ def place(batch: Any, where: jax.sharding.Mesh | jax.sharding.Sharding) -> Any:
             raise ValueError(
                 f"the mesh has axes {where.axis_names}, none is named {AXIS!r}; flowjax.data.mesh() makes one"
             )
-        sharding = jax.NamedSharding(where, jax.P(AXIS))
+        sharding, count = jax.NamedSharding(where, jax.P(AXIS)), where.shape[AXIS]
     else:
-        sharding = where
+        sharding, count = where, len(where.device_set)
     processes = len({device.process_index for device in sharding.device_set})
 
     def put(path: tuple, array: Any) -> jax.Array:
@@ -45,8 +45,7 @@ def place(batch: Any, where: jax.sharding.Mesh | jax.sharding.Sharding) -> Any:
         whole = (shape[0] * processes, *shape[1:]) if shape else ()
         try:
             sharding.shard_shape(whole)
-        except ValueError:
-            count = len(sharding.device_set)
+        except (ValueError, IndexError):  # IndexError: no axis to split at all
             raise ValueError(
                 f"{jax.tree_util.keystr(path) or 'the batch'} of shape {whole} cannot be split over {count} devices; "
                 f"use a batch size that is a multiple of {count}, or fewer devices"

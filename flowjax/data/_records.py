@@ -8,6 +8,7 @@ import difflib
 import functools
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,21 @@ class Records:
 
     def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Read the rows of these numbers: `image` [b, *event] and, where there are classes, `label` int32 [b]."""
-        elements = self._source.__getitems__([int(i) for i in index])
+        return self._read(index)
+
+    def _read(self, index: Iterable[int], image_size: int | None = None) -> dict[str, np.ndarray]:
+        try:
+            elements = self._source.__getitems__([int(i) for i in index])
+        except (
+            Exception
+        ) as error:  # a missing or damaged file surfaces from several libraries, each in its own way
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ValueError(f"{self.directory} is damaged ({reason}); prepare the data set again") from error
         image, label = self._keys
-        read = {"image": np.stack([np.asarray(e[image], self.dtype) for e in elements])}
+        pictures = [np.asarray(e[image], self.dtype) for e in elements]
+        read = {
+            "image": np.stack(pictures if image_size is None else [_fit(p, image_size) for p in pictures])
+        }
         if label is not None:
             read["label"] = np.array([e[label] for e in elements], np.int32)
         return read
@@ -97,37 +110,33 @@ def load_records(place: str, image_size: int | None = None) -> Dataset:
     builder = _builder(place)
     arrays: dict[str, Any] = {}
     for split, prefix in (("train", ""), ("test", "test_")):
-        if split == "train" or split in builder.info.splits:
-            records = _open(builder, split, place, image_size)
-            parts = [
-                _resized(records, range(start, min(start + _READ_AT_ONCE, records.num_points)), image_size)
-                for start in range(0, records.num_points, _READ_AT_ONCE)
-            ]
-            for key in parts[0] if parts else ():
-                arrays[f"{prefix}{key}s"] = np.concatenate([part[key] for part in parts])
-            arrays.setdefault("class_names", records.class_names)
-    if "images" not in arrays:
-        raise ValueError(f"tfds:{place} has an empty train split; prepare it again")
+        if split == "test" and split not in builder.info.splits:
+            continue
+        records = _open(builder, split, place, image_size)
+        if not records.num_points:
+            raise ValueError(f"tfds:{place} has an empty {split} split; prepare it again")
+        images = np.empty((records.num_points, *records.event_shape), records.dtype)
+        labels = np.empty(records.num_points, np.int32)
+        for start in range(0, len(images), _READ_AT_ONCE):
+            rows = range(start, min(start + _READ_AT_ONCE, len(images)))
+            read = records._read(rows, image_size)
+            images[start : rows.stop] = read["image"]
+            labels[start : rows.stop] = read.get("label", -1)
+        arrays[f"{prefix}images"] = images
+        # TFDS gives rows whose class is kept secret the label −1.
+        arrays[f"{prefix}labels"] = None if records.num_classes is None or np.all(labels == -1) else labels
+        if split == "train" and arrays["labels"] is not None:
+            arrays["class_names"] = records.class_names
+    if arrays["labels"] is None:
+        arrays["test_labels"] = None
     return Dataset(builder.info.name, **arrays)
 
 
-def _resized(records: Records, index: range, image_size: int | None) -> dict[str, np.ndarray]:
-    if image_size is None:
-        return records.rows(np.array(index))
+def _fit(pixels: np.ndarray, image_size: int) -> np.ndarray:
     from PIL import Image
 
-    image, label = records._keys
-    elements = records._source.__getitems__(list(index))
-    pictures = []
-    for element in elements:
-        pixels = np.asarray(element[image])
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        resized = np.asarray(fit_picture(picture, image_size))
-        pictures.append(resized.reshape(image_size, image_size, -1))
-    read = {"image": np.stack(pictures)}
-    if label is not None:
-        read["label"] = np.array([e[label] for e in elements], np.int32)
-    return read
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return np.asarray(fit_picture(picture, image_size)).reshape(image_size, image_size, -1)
 
 
 def _builder(place: str) -> Any:
