@@ -1,6 +1,7 @@
 """Orbax v1 checkpoints of the state and the data iterator, with a fallback to the one before a damaged one."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,24 @@ class Checkpoints:
 
     Args:
         directory: absolute; made at the first save.
+        exclusive: this process alone writes here, so what a killed save left behind is removed, and checkpoints that
+            cannot be read are moved aside. A reader must not: another process may be training, and its save under
+            way looks like such a leftover.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, exclusive: bool = False):
         # Orbax warns on every start that it was handed no mesh; nothing depends on one here.
         logging.getLogger("absl").setLevel(logging.ERROR)
         from orbax.checkpoint import v1 as ocp
 
         training = ocp.training
         self.directory = directory
+        self._exclusive = exclusive
         self._checkpointer = training.Checkpointer(
             directory.absolute(),
             preservation_policy=training.preservation_policies.LatestN(_KEPT),
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=exclusive,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -69,7 +74,7 @@ class Checkpoints:
 
         Args:
             state: gives shapes, dtypes and shardings.
-            iterator: the pipeline, positioned where the checkpoint left it.
+            iterator: the pipeline, positioned where the checkpoint left it; None leaves its position unread.
             warn: told about every damaged checkpoint that is passed over.
 
         Raises:
@@ -82,9 +87,10 @@ class Checkpoints:
         damaged = []
         for step in reversed(steps):
             try:
-                loaded = self._checkpointer.load_checkpointables(
-                    step, {"state": abstract, "dataset": iterator}
-                )
+                # One after the other: where one of two is damaged, Orbax leaves the other's load unawaited.
+                loaded = self._checkpointer.load_checkpointables(step, {"state": abstract})
+                if iterator is not None:
+                    self._checkpointer.load_checkpointables(step, {"dataset": iterator})
             # Orbax wraps what a damaged file raises in many types; whatever it is, the one before may be whole.
             except Exception as error:
                 warn(
@@ -92,9 +98,22 @@ class Checkpoints:
                 )
                 damaged.append(step)
                 continue
-            for bad in damaged:  # their steps will be saved again
-                self._checkpointer.delete(bad)
+            if self._exclusive and damaged:
+                self._set_aside(damaged)
             return loaded["state"]
         if steps:
             raise RuntimeError(f"none of the checkpoints in {self.directory} can be read")
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move checkpoints out of the way, since their steps will be saved again.
+
+        Not deleted: a full memory or a disk that failed once reads like damage.
+        """
+        aside = self.directory.with_name("damaged")
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            target = aside / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            (self.directory / str(step)).rename(target)
+        self._checkpointer.reload()

@@ -66,7 +66,7 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
     score = FrechetScore(config, dataset)
     batch_sharding = jax.NamedSharding(mesh, jax.P("data"))
 
-    with Checkpoints(run.checkpoints) as checkpoints, _Signals() as signals:
+    with Checkpoints(run.checkpoints, exclusive=True) as checkpoints, _Signals() as signals:
         if resume:
             restored = checkpoints.restore(state, iterator)
             if restored is None:
