@@ -5,7 +5,7 @@ print it. None of these is the Inception network of published FID figures.
 """
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -199,14 +199,11 @@ def _check_training_set(images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-@functools.cache
 def digits_classifier(seed: int = 0) -> Classifier:
-    """The classifier of scikit-learn's 8×8 digits in [−1, 1], trained at the first call in a process."""
-    from sklearn.datasets import load_digits  # .9 s: only where it is used
+    """The classifier of `flowjax.data.load("digits")`, trained at the first call in a process."""
+    from .. import data  # loads scikit-learn: only where it is used
 
-    digits: Any = load_digits()
-    images = (digits.images[..., None] / 8 - 1).astype(np.float32)
-    return train_classifier(images, digits.target.astype(np.int32), seed=seed, name="digits")
+    return cast(Classifier, default_features(data.load("digits"), seed=seed))
 
 
 _BY_FINGERPRINT: dict[tuple[str, int], Features] = {}

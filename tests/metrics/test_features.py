@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
+from flowjax import data
 from flowjax.metrics import features, frechet_distance
 
 RNG = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_digits():
     assert classifier.name.startswith(
         "classifier trained on digits, seed 0, 64-d penultimate layer, held-out"
     )
-    images = (np.asarray(load_digits(return_X_y=True)[0]).reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
+    images = data.load("digits").images
     values = classifier.features(images)
     assert values.shape == (1797, 64)
     near = frechet_distance(values[::2], values[1::2])

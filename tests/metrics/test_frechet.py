@@ -47,6 +47,14 @@ def test_equal_and_singular_statistics_are_at_distance_zero():
     )
 
 
+def test_constant_features():
+    constant = np.full((4, 3), 2.0)
+    assert frechet_distance(constant, constant) == 0
+    spread = RNG.normal(size=(9, 3))
+    expected = np.sum((2 - spread.mean(0)) ** 2) + np.trace(np.cov(spread.T))
+    np.testing.assert_allclose(frechet_distance(constant, spread), expected, rtol=1e-12)
+
+
 def test_statistics_are_numpy_s():
     features = RNG.normal(size=(50, 4)) * [1, 10, 100, 0.1] + 5
     statistics = FrechetStatistics.empty(4).update(features)
