@@ -10,6 +10,11 @@ import numpy as np
 from flowjax import paths
 
 
+def per_query(t, x):
+    """A scalar as it is; one time per query with axes for the event."""
+    return jnp.reshape(t, np.shape(t) + (1,) * (x.ndim - np.ndim(t))) if np.ndim(t) else jnp.asarray(t)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
@@ -26,6 +31,7 @@ class Gaussian:
         return self.path.alpha(t) ** 2 * self.scale**2 + self.path.sigma(t) ** 2
 
     def __call__(self, x, t):
+        t = per_query(t, x)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         alpha_dot, sigma_dot = self.path.alpha_dot(t), self.path.sigma_dot(t)
         half_rate = (alpha * alpha_dot * self.scale**2 + sigma * sigma_dot) / self.variance(t)
@@ -51,6 +57,7 @@ class TwoPeaks:
     path: paths.Path = dataclasses.field(default=paths.Linear(), metadata={"static": True})
 
     def __call__(self, x, t):
+        t = per_query(t, x)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         variance = alpha**2 * self.scale**2 + sigma**2
         sign = jnp.tanh(alpha * self.mean * x / variance)

@@ -1,5 +1,7 @@
 """Fixed-step solvers: measured orders, grids, trajectories, counting, transformations."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +133,7 @@ def test_an_explicit_grid_is_used_as_it_is():
     jax.effects_barrier()
     np.testing.assert_allclose(field.calls, times[:-1], rtol=1e-7)
     by_hand = x
-    for start, stop in zip(times[:-1], times[1:], strict=True):
+    for start, stop in itertools.pairwise(times):
         by_hand = by_hand + (stop - start) * np.asarray(Gaussian()(by_hand, jnp.float32(start)))
     np.testing.assert_allclose(out.samples, by_hand, atol=1e-6)
     np.testing.assert_allclose(out.times, times, rtol=1e-7)
