@@ -103,8 +103,8 @@ def load_records(place: str, image_size: int | None = None) -> Dataset:
     """Read a prepared TFDS data set: its `train` split and, where present, `test`.
 
     Args:
-        place: the folder that holds `dataset_info.json`, or the name of a data set prepared under
-            `TFDS_DATA_DIR` (default `~/tensorflow_datasets`).
+        place: the folder that holds `dataset_info.json`, or the name (NAME, NAME/CONFIG, NAME/CONFIG/VERSION) of a
+            data set prepared under `TFDS_DATA_DIR` (default `~/tensorflow_datasets`); the newest if there are several.
         image_size: resize and cut pictures to this size; needed where their sizes differ.
     """
     builder = _builder(place)
@@ -162,9 +162,9 @@ def _builder(place: str) -> Any:
         raise FileNotFoundError(f"{path} holds no prepared TFDS data set (no dataset_info.json); {hint}")
     home = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     known = sorted(p.name for p in home.iterdir() if p.is_dir()) if home.is_dir() else []
-    below = sorted((home / place).glob("**/dataset_info.json"), key=lambda found: found.stat().st_mtime)
+    below = _prepared_below(home / place)
     if below:
-        return tfds.builder_from_directory(below[-1].parent)
+        return tfds.builder_from_directory(below[-1])
     near = difflib.get_close_matches(place, known, 1)
     raise FileNotFoundError(
         f"there is neither a folder {place!r} nor a data set of that name under {home}; "
@@ -175,6 +175,12 @@ def _builder(place: str) -> Any:
             "file_format='array_record').download_and_prepare()"
         )
     )
+
+
+def _prepared_below(folder: Path) -> list[Path]:
+    """Prepared data sets under NAME/VERSION, NAME/CONFIG/VERSION and the like, the newest last."""
+    found = [info for depth in range(4) for info in folder.glob("*/" * depth + "dataset_info.json")]
+    return [info.parent for info in sorted(found, key=lambda info: (info.stat().st_mtime, info))]
 
 
 def _open(builder: Any, split: str, place: str, image_size: int | None = None) -> Records:

@@ -174,7 +174,8 @@ def test_reads_encoded_pictures_by_name_and_resizes(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=r"several sizes \(None, None, 3\); load it with image_size"):
         load("tfds:foreign")
-    data = load("tfds:foreign", image_size=8)
+    data = load("tfds:foreign/1.0.0", image_size=8)
+    assert load("tfds:foreign", image_size=8).fingerprint == data.fingerprint
     np.testing.assert_array_equal(data.images, np.full((2, 8, 8, 3), 200))
     np.testing.assert_array_equal(data.labels, [1, 1])
     with pytest.raises(FileNotFoundError, match="did you mean 'tfds:foreign'"):
