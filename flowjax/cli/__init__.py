@@ -1,8 +1,8 @@
 """The command line: `flowjax train | sample | evaluate | data | config | bench`.
 
 Each subcommand is a module with `run(argv) -> int`, imported when it is called, so that `flowjax --help` needs no JAX.
-What the user got wrong is raised as ValueError, TypeError, FileNotFoundError or RuntimeError and comes out as one
-sentence on standard error and exit status 2.
+What the user got wrong is raised as ValueError, TypeError, OSError (no such file, no permission, no space left) or
+RuntimeError and comes out as one sentence on standard error and exit status 2.
 """
 
 import difflib
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown command {command!r}; {hint}")
     try:
         return importlib.import_module(f"flowjax.cli.{command}").run(rest)
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         return _refuse(str(error) or type(error).__name__)
 
 

@@ -32,7 +32,10 @@ def parse(
 
     flat = tyro.conf.arg(name="")
 
-    def collect(own: Annotated[options, flat], config: Annotated[TrainConfig, flat] = config):
+    def collect(
+        own: Annotated[options, flat],  # pyright: ignore[reportInvalidTypeForm]
+        config: Annotated[TrainConfig, flat] = config,
+    ):
         return own, config
 
     # The preset decides the kind of network: its fields are flags, the kind itself is not.

@@ -27,7 +27,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         from orbax.checkpoint import v1 as ocp
 
-        training = ocp.training
+        training: Any = ocp.training  # its annotations do not fit its own policies
         self.directory = directory
         self._exclusive = exclusive
         self._checkpointer = training.Checkpointer(

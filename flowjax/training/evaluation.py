@@ -1,6 +1,5 @@
 """What a trained network is worth: samples, Fréchet distance, memorisation, and what its exact target is."""
 
-import functools
 import json
 import os
 import time
@@ -45,9 +44,9 @@ def save_grid(images: np.ndarray, file: Path) -> None:
     fj.data.save_picture(fj.data.contact_sheet(images), file)
 
 
-@functools.lru_cache(maxsize=1)
-def _digits_classifier():
-    return fj.metrics.features.digits_classifier()
+def load_options(config: TrainConfig) -> dict[str, Any]:
+    """What `flowjax.data.load` is told beside the source."""
+    return {} if config.data.image_size is None else {"image_size": config.data.image_size}
 
 
 def _statistics(features: np.ndarray):
@@ -57,15 +56,13 @@ def _statistics(features: np.ndarray):
 class FrechetScore:
     """Fréchet distance of samples to the data set, in the features that suit the data set."""
 
-    def __init__(self, config: TrainConfig, dataset):
-        self.features = (
-            _digits_classifier() if config.data.source == "digits" else fj.metrics.features.PixelFeatures()
-        )
+    def __init__(self, dataset):
+        self.features = fj.metrics.features.default_features(dataset)
         self.name: str = self.features.name
         self._reference = _statistics(self._extract(dataset.images))
 
     def _extract(self, images) -> np.ndarray:
-        return np.asarray(self.features.features(to_float(np.asarray(images))))
+        return np.asarray(self.features.features(images))
 
     def __call__(self, samples: np.ndarray) -> float:
         return float(_statistics(self._extract(samples)).frechet_distance(self._reference))
@@ -108,14 +105,9 @@ def load_network(run: RunDirectory) -> tuple[TrainConfig, nnx.GraphDef, Any, int
     config = run.config()
     if not run.checkpoints.is_dir():
         raise FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
-    dataset = fj.data.load(
-        config.data.source,
-        **({} if config.data.image_size is None else {"image_size": config.data.image_size}),
-    )
     graphdef, state = create(config)
-    iterator = fj.data.batches(dataset, config.batch_size, seed=config.seed)
     with Checkpoints(run.checkpoints) as checkpoints:
-        restored = checkpoints.restore(state, iterator)
+        restored = checkpoints.restore(state, None)
     if restored is None:
         raise FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
     return config, graphdef, restored.ema, int(restored.step)
@@ -131,21 +123,27 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
 
     Returns:
         What evaluation.json holds.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint yet.
+        ValueError: fewer than 2 samples, or a source that holds other data than the run was trained on.
+        RuntimeError: no checkpoint can be read, or the solver gives up on the network.
     """
     from .loop import time_target
 
     run = RunDirectory(run_dir)
-    config, graphdef, params, step = load_network(run)
-    options = {} if config.data.image_size is None else {"image_size": config.data.image_size}
-    dataset = fj.data.load(config.data.source, **options)
+    config = run.config()
     num_samples = config.num_samples if num_samples is None else num_samples
     if num_samples < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 samples, got {num_samples}")
+    dataset = fj.data.load(config.data.source, **load_options(config))
+    run.check_data(config, dataset.fingerprint)
+    config, graphdef, params, step = load_network(run)
     begin = time.perf_counter()
     drawn = draw_samples(config, graphdef, params, num_samples, seed=seed)
     samples = np.asarray(drawn.samples)
     sampling_seconds = time.perf_counter() - begin
-    score = FrechetScore(config, dataset)
+    score = FrechetScore(dataset)
     nearest, second, index = (np.asarray(v) for v in fj.metrics.nearest_distances(samples, dataset.images))
     field = ClosedFormField(
         dataset.images, config.target.build_path(), horizontal_flip=config.data.horizontal_flip

@@ -21,7 +21,7 @@ from flowjax.closed_form import ClosedFormField
 
 from .checkpoint import Checkpoints
 from .config import TrainConfig
-from .evaluation import FrechetScore, draw_samples, save_grid
+from .evaluation import FrechetScore, draw_samples, load_options, save_grid
 from .progress import Progress
 from .run_dir import RunDirectory
 from .state import TrainState, create
@@ -48,23 +48,27 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
         RuntimeError: a loss that is not finite (with step and value), or a checkpoint that could not be written.
         Stopped: SIGTERM or SIGINT; the run was saved.
     """
-    dataset = fj.data.load(config.data.source, **_load_options(config))
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    _check(config, dataset, mesh)
     run = RunDirectory(run_dir)
     if resume:
-        run.check_resumable(config, dataset.fingerprint)
+        run.read()
     else:
-        run.start(config, dataset.fingerprint)
+        run.check_free()
+    dataset = fj.data.load(config.data.source, **load_options(config))
+    mesh = fj.data.mesh()
+    _check(config, dataset, mesh)
+    if resume:
+        run.check_resumable(config, dataset.fingerprint)
 
+    # Whatever can still be refused is built before the directory is claimed.
     everywhere = jax.NamedSharding(mesh, jax.P())
     target, rows = jax.device_put(make_target(config, dataset), everywhere)
     graphdef, state = create(config)
     state = jax.device_put(state, everywhere)
     iterator = fj.data.batches(dataset, config.batch_size, seed=config.seed)
     step_function = make_step(config, graphdef)
-    score = FrechetScore(config, dataset)
-    batch_sharding = jax.NamedSharding(mesh, jax.P("data"))
+    score = FrechetScore(dataset)
+    if not resume:
+        run.start(config, dataset.fingerprint)
 
     with Checkpoints(run.checkpoints, exclusive=True) as checkpoints, _Signals() as signals:
         if resume:
@@ -77,7 +81,7 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
         with Progress(config.steps, start, every=max(1, config.steps // 20)) as progress:
             pending: tuple[int, Any] | None = None
             for step in range(start + 1, config.steps + 1):
-                batch = jax.device_put(next(iterator), batch_sharding)
+                batch = fj.data.place(next(iterator), mesh)
                 with jax.transfer_guard("disallow"):
                     state, metrics = step_function(state, batch, target, rows)
                 if pending is not None:
@@ -85,7 +89,7 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
                 pending = step, metrics
                 last = step == config.steps
                 if last or step % config.sample_every == 0:
-                    extra = _sample(run, config, graphdef, state, score, step)
+                    extra = _sample(run, config, graphdef, state, score, step, progress.say)
                     _finish(run, config, progress, step, metrics, extra)
                     pending = None
                 if last or step % config.checkpoint_every == 0 or signals.received:
@@ -111,10 +115,6 @@ def make_target(config: TrainConfig, dataset) -> tuple[Any, Any]:
         )
     field = ClosedFormField(dataset.images, path, labels=labels, horizontal_flip=config.data.horizontal_flip)
     return fj.targets.closed_form(field), None
-
-
-def _load_options(config: TrainConfig) -> dict[str, Any]:
-    return {} if config.data.image_size is None else {"image_size": config.data.image_size}
 
 
 def _check(config: TrainConfig, dataset, mesh) -> None:
@@ -155,9 +155,19 @@ def _finish(run, config, progress, step: int, metrics, extra: dict[str, Any] | N
     progress.update(step, values)
 
 
-def _sample(run, config, graphdef, state: TrainState, score: "FrechetScore", step: int) -> dict[str, float]:
-    """Samples of the averaged network: a grid of the first ones and their Fréchet distance."""
-    samples = draw_samples(config, graphdef, state.ema, config.num_samples, seed=config.seed).samples
+def _sample(
+    run, config, graphdef, state: TrainState, score: FrechetScore, step: int, say
+) -> dict[str, float | None]:
+    """Samples of the averaged network: a grid of the first ones and their Fréchet distance.
+
+    The distance is None where the solver gives up, as it may on a network that is hardly trained: a picture less is
+    no reason to lose the run.
+    """
+    try:
+        samples = draw_samples(config, graphdef, state.ema, config.num_samples, seed=config.seed).samples
+    except RuntimeError as error:
+        say(f"no samples of step {step}: {error}")
+        return {"frechet_distance": None}
     save_grid(np.asarray(samples)[:64], run.samples / f"step-{step:06d}.png")
     return {"frechet_distance": score(np.asarray(samples))}
 
@@ -187,7 +197,7 @@ class _Signals(contextlib.AbstractContextManager):
 
 def time_target(config: TrainConfig, run: RunDirectory) -> dict[str, float]:
     """Median seconds of a whole step and of its target alone, interleaved, on the run's own shapes."""
-    dataset = fj.data.load(config.data.source, **_load_options(config))
+    dataset = fj.data.load(config.data.source, **load_options(config))
     target, rows = make_target(config, dataset)
     graphdef, state = create(config)
     step_function = make_step(config, graphdef)

@@ -17,8 +17,6 @@ import jax
 
 from .config import TrainConfig, first_difference
 
-_OWN = {"config.json", "metrics.jsonl", "checkpoints", "samples", "evaluation.json", "report.html"}
-
 
 class RunDirectory:
     """Paths and small files of a run. Building one touches nothing."""
@@ -26,6 +24,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).absolute()
         self.config_file = self.path / "config.json"
+        self._config_part = self.path / "config.json.part"  # all that a kill in the first write leaves
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
@@ -37,13 +36,24 @@ class RunDirectory:
         Raises:
             ValueError: it exists and holds something.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            what = "a run; continue it with --resume" if self.config_file.is_file() else "something else"
-            raise ValueError(f"{self.path} already holds {what}, or choose another --run-dir")
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.samples.mkdir(exist_ok=True)
+        # First of all, so that a run killed right after can be told from a folder of somebody else's.
         values = {"config": config.to_dict(), "data_fingerprint": fingerprint, "versions": versions()}
         write_whole(self.config_file, json.dumps(values, indent=2) + "\n")
+        self.samples.mkdir(exist_ok=True)
+
+    def check_free(self) -> None:
+        """Raises ValueError unless the path is free for a new run: not there, or an empty directory."""
+        if self.config_file.is_file():
+            raise ValueError(
+                f"{self.path} already holds a run; continue it with --resume, or choose another --run-dir"
+            )
+        existing = next((p for p in (self.path, *self.path.parents) if p.exists()), None)
+        if existing is not None and not existing.is_dir():
+            raise ValueError(f"{existing} is a file; choose another --run-dir")
+        if existing == self.path and any(p != self._config_part for p in self.path.iterdir()):
+            raise ValueError(f"{self.path} already holds something else than a run; choose another --run-dir")
 
     def check_resumable(self, config: TrainConfig, fingerprint: str) -> None:
         """Refuse to continue what is not there, or what was made with another configuration or other data."""
@@ -54,8 +64,15 @@ class RunDirectory:
                 f"{self.path} was made with another configuration: {difference}; "
                 "resume with the same settings, or start a new --run-dir"
             )
-        if values["data_fingerprint"] != fingerprint:
-            raise ValueError(f"{self.path} was trained on other data than {config.data.source!r} holds now")
+        self.check_data(config, fingerprint)
+
+    def check_data(self, config: TrainConfig, fingerprint: str) -> None:
+        """Raises ValueError if the source no longer holds the rows that the run was started with."""
+        if self.read()["data_fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{self.path} was trained on other data than {config.data.source!r} holds now; "
+                "bring the old data back, or start a new --run-dir"
+            )
 
     def read(self) -> dict[str, Any]:
         """config.json. Raises FileNotFoundError or ValueError where there is none or it is damaged."""
