@@ -26,6 +26,15 @@ def test_pixels_are_kept_and_enlarged_in_blocks():
     assert len(np.unique(tile(sheet, 1, 2, 64))) == 1  # the empty place
 
 
+def test_pictures_need_not_be_square():
+    images = np.random.default_rng(0).integers(0, 256, (6, 64, 160, 1), dtype=np.uint8)
+    sheet = contact_sheet(images, columns=2)
+    assert sheet.shape == (3 * 66 + 2, 2 * 162 + 2, 3)
+    for k in range(6):
+        top, left = 2 + 66 * (k // 2), 2 + 162 * (k % 2)
+        np.testing.assert_array_equal(sheet[top : top + 64, left : left + 160, 1], images[k, ..., 0])
+
+
 def test_floats_span_black_to_white():
     values = np.array([-1, 0, 1, 5, -5, np.nan, np.inf, -np.inf], np.float32)
     sheet = contact_sheet(np.tile(values[:, None, None, None], (1, 64, 64, 1)), columns=8)
