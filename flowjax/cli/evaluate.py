@@ -32,7 +32,8 @@ def run(argv: list[str]) -> int:
     from flowjax.training.evaluation import evaluate
 
     result = evaluate(options.run_dir, num_samples=options.num, seed=options.seed)
-    for name in ("step", "features", "frechet_distance", "memorised_fraction", "nearest_distance_median"):
-        print(f"{name.replace('_', ' '):26}{result[name]}")
+    shown = "step", "features", "frechet_distance", "frechet_distance_of_real_rows", "memorised_fraction"
+    for name in (*shown, "nearest_distance_median"):
+        print(f"{name.replace('_', ' '):31}{result[name]}")
     print(f"report: {write_report(options.run_dir)}")
     return 0

@@ -65,9 +65,11 @@ def run(argv: list[str]) -> int:
         print(stop, file=sys.stderr)
         return 0
     result = evaluate(run_dir)
+    real = result["frechet_distance_of_real_rows"]
+    beside = "" if real is None else f" (as many real rows: {real['mean']:.3g} ± {real['std']:.2g})"
     report = write_report(run_dir)
     print(
-        f"Fréchet distance {result['frechet_distance']:.3g} in the features of {result['features']}\n"
+        f"Fréchet distance {result['frechet_distance']:.3g}{beside} in the features of {result['features']}\n"
         f"memorised: {result['memorised_fraction']['1/3']:.1%} at ratio 1/3, "
         f"{result['memorised_fraction']['2/3']:.1%} at ratio 2/3\n"
         f"the target took {result['timings']['target_share_of_step']:.1%} of a step\n"

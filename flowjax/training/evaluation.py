@@ -19,6 +19,7 @@ from .run_dir import RunDirectory, versions, write_whole
 
 _GRID = 64
 _TOLERANCE = 1e-3
+_LARGEST_FLOOR = 1024
 
 
 def draw_samples(
@@ -59,13 +60,32 @@ class FrechetScore:
     def __init__(self, dataset):
         self.features = fj.metrics.features.default_features(dataset)
         self.name: str = self.features.name
-        self._reference = _statistics(self._extract(dataset.images))
+        self._rows = self._extract(dataset.images)
+        self._reference = _statistics(self._rows)
 
     def _extract(self, images) -> np.ndarray:
         return np.asarray(self.features.features(images))
 
     def __call__(self, samples: np.ndarray) -> float:
         return float(_statistics(self._extract(samples)).frechet_distance(self._reference))
+
+    def of_real_rows(self, num: int, *, draws: int = 16) -> dict[str, float] | None:
+        """What a perfect sampler of the data set would score with `num` samples: mean and standard deviation.
+
+        The distance of finitely many samples is biased upwards and moves with their noise, for small `num` by as much
+        as two networks differ: 512 digits drawn from the data itself are at 3.6 ± 1.1 and not at 0. The rows are drawn
+        with replacement. None for more than 1024 features, where so many distances would take minutes.
+        """
+        if self._rows.shape[1] > _LARGEST_FLOOR:
+            return None
+        generator = np.random.default_rng(0)
+        scores = [
+            _statistics(self._rows[generator.integers(0, len(self._rows), num)]).frechet_distance(
+                self._reference
+            )
+            for _ in range(draws)
+        ]
+        return {"mean": float(np.mean(scores)), "std": float(np.std(scores, ddof=1))}
 
 
 def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 0) -> dict[str, list[float]]:
@@ -154,6 +174,7 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
         "num_evaluations": int(drawn.num_evaluations),
         "features": score.name,
         "frechet_distance": score(samples),
+        "frechet_distance_of_real_rows": score.of_real_rows(num_samples),
         "nearest_distance_median": float(np.median(nearest)),
         "second_nearest_distance_median": float(np.median(second)),
         "memorised_fraction": {

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import flowjax as fj
 from flowjax import models, training
@@ -254,3 +255,22 @@ def test_a_kill_while_the_directory_is_claimed_does_not_block_it(tmp_path):
     run = training.RunDirectory(tmp_path)
     run.start(CONFIG, "0")
     assert run.config() == CONFIG
+
+
+def test_real_rows_score_what_finite_samples_must():
+    """Against fresh draws scored by scipy's matrix square root; it falls with their number like 1/num."""
+    dataset = fj.data.load("two-moons")
+    score = evaluation.FrechetScore(dataset)
+    rows = np.asarray(dataset.images, np.float64)
+
+    def distance(sample):
+        first, second = np.cov(sample.T), np.cov(rows.T)
+        root = scipy.linalg.sqrtm(first @ second).real
+        return np.sum((sample.mean(0) - rows.mean(0)) ** 2) + np.trace(first + second - 2 * root)
+
+    generator = np.random.default_rng(7)
+    fresh = [distance(rows[generator.integers(0, len(rows), 50)]) for _ in range(400)]
+    floor = score.of_real_rows(50, draws=400)
+    assert floor["mean"] == pytest.approx(np.mean(fresh), abs=5 * np.std(fresh) * np.sqrt(2 / 400))
+    assert floor["std"] == pytest.approx(np.std(fresh), rel=0.3)
+    assert score.of_real_rows(500, draws=400)["mean"] == pytest.approx(floor["mean"] / 10, rel=0.3)
