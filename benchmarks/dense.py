@@ -93,6 +93,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "b",
         "field, s",
         "share of product rate",
+        "share of square product rate",
         "two-step / field",
         "posterior / field",
         "uint8 speed",

@@ -1,49 +1,66 @@
-"""Named array types shared by the whole package (jaxtyping aliases; checked under pytest).
+"""Array types with named axes (jaxtyping), and the decorator that checks them under pytest.
 
-`*batch` is any number of leading batch axes, `*event` the shape of one data point (for example
-`32 32 3`). `n` counts data points, `b` queries, `d = prod(event)`.
+`b` counts queries, `n` data points, `k` candidates, `d = prod(event)`; `*event` is the shape of one data point and
+`*shape` any batch axes followed by it. Names that occur twice in one signature must have one size.
+
+What users call checks its arguments itself, with sentences; there only the results are typed. Everything below is
+typed throughout.
 """
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array as Array
+from jaxtyping import Bool as Bool
+from jaxtyping import Float as Float
+from jaxtyping import Int as Int
+from jaxtyping import Key, UInt8
+
+Points = Float[Array, "*shape"]
+"""Points of data space with any batch axes: queries x_t, noise x_0, data x_1, velocities."""
+
+Batch = Float[Array, "b *event"]
+"""The same with one batch axis."""
+
+Flat = Float[Array, "b d"]
+"""The same with one batch axis and the event flattened: what the engine works on."""
+
+PerQuery = Float[Array, "b"]
+"""One number a query: times, schedules, logits, bounds."""
+
+PerCandidate = Float[Array, "b k"]
+Indices = Int[Array, "b"]
+"""One whole number a query: row numbers, classes."""
 
 Data = Float[Array, "n *event"] | UInt8[Array, "n *event"]
-"""A data set: one row a point. uint8 rows mean y/127.5 − 1."""
+"""A data set as stored, one row a point; uint8 pixels mean y/127.5 − 1."""
 
-Event = Float[Array, "*batch *event"]
-"""Points of data space: queries x_t, noise x_0, data x_1, velocities."""
+HostOrDeviceData = Data | Float[np.ndarray, "n *event"] | UInt8[np.ndarray, "n *event"]
 
-Time = Float[Array, "*batch"]
-"""Time in [0, 1]: 0 is noise, 1 is data."""
-
-Velocity = Float[Array, "*batch *event"]
-Labels = Int[Array, "*batch"]
+PerRow = Float[Array, "n"]
+RowLabels = Int[Array, "n"]
 Scalar = Float[Array, ""]
 PRNGKey = Key[Array, ""]
 
 VelocityFunction = Callable[..., Any]
 """Anything `f(x, t, **condition) -> velocity`: a field, a network, a hybrid of both, a guided model."""
 
-HostOrDeviceArray = np.ndarray | jax.Array
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-__all__ = [
-    "Array",
-    "ArrayLike",
-    "Bool",
-    "Data",
-    "Event",
-    "Float",
-    "HostOrDeviceArray",
-    "Int",
-    "Labels",
-    "PRNGKey",
-    "Scalar",
-    "Time",
-    "UInt8",
-    "Velocity",
-    "VelocityFunction",
-]
+CHECKED = os.environ.get("FLOWJAX_CHECK_SHAPES", "0") == "1"
+
+
+def typed(function: _Function) -> _Function:
+    """Check the annotated shapes and dtypes at every call (while tracing: never at run time of compiled code).
+
+    Only where the environment has FLOWJAX_CHECK_SHAPES=1 when flowjax is imported, as in its test suite; it needs
+    beartype. Elsewhere the function is returned as it is and costs nothing.
+    """
+    if not CHECKED:
+        return function
+    from beartype import beartype
+    from jaxtyping import jaxtyped
+
+    return jaxtyped(typechecker=beartype)(function)

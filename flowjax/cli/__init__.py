@@ -5,10 +5,11 @@ What the user got wrong is raised as ValueError, TypeError, OSError (no such fil
 RuntimeError and comes out as one sentence on standard error and exit status 2.
 """
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from flowjax._choices import hint
 
 _COMMANDS = {
     "train": "train a network on the exact (or empirical, or conditional) target",
@@ -50,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in _COMMANDS:
-        near = difflib.get_close_matches(command, _COMMANDS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(_COMMANDS)}"
-        return _refuse(f"unknown command {command!r}; {hint}")
+        return _refuse(f"unknown command {command!r}; {hint(command, _COMMANDS)}")
     try:
         return importlib.import_module(f"flowjax.cli.{command}").run(rest)
     except (ValueError, TypeError, OSError, RuntimeError) as error:

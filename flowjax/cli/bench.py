@@ -40,7 +40,8 @@ def run(argv: list[str]) -> int:
             "clone it and run `python -m flowjax bench` from its top folder"
         ) from None
     result = benchmark.run(rounds=arguments.rounds)
-    _show(*benchmark.table(result), result["machine"])
+    header, rows = benchmark.table(result)
+    _show(header, rows, result["machine"])
     if not arguments.dry_run:
         print(f"recorded in {harness.save(arguments.name, result)}")
     return 0

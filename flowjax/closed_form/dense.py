@@ -23,6 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from flowjax.typing import (
+    Array,
+    Data,
+    Flat,
+    Float,
+    Indices,
+    Int,
+    PerCandidate,
+    PerQuery,
+    PerRow,
+    RowLabels,
+    Scalar,
+    typed,
+)
+
 from . import moments
 from .moments import Moments, Scalars
 from .rows import to_float
@@ -47,14 +62,14 @@ class Rows:
         class_log_weights: [number of classes] float32, log of the total weight of each class; [1] without labels.
     """
 
-    data: jax.Array
-    square_norms: jax.Array
-    log_weights: jax.Array | None
-    labels: jax.Array | None
-    centre: jax.Array | None
-    max_norm: jax.Array
-    log_weight_bound: jax.Array
-    class_log_weights: jax.Array
+    data: Data
+    square_norms: PerRow
+    log_weights: PerRow | None
+    labels: RowLabels | None
+    centre: Float[Array, "d"] | None
+    max_norm: Scalar
+    log_weight_bound: Scalar
+    class_log_weights: Float[Array, "classes"]
 
     @property
     def count(self) -> int:
@@ -70,10 +85,10 @@ class Rows:
 class Query:
     """A flat batch of queries: x [b, d] relative to alpha·centre, alpha and sigma [b], labels [b] or None."""
 
-    x: jax.Array
-    alpha: jax.Array
-    sigma: jax.Array
-    labels: jax.Array | None
+    x: Flat
+    alpha: PerQuery
+    sigma: PerQuery
+    labels: Indices | None
 
 
 @jax.tree_util.register_dataclass
@@ -83,12 +98,12 @@ class Candidates:
     bound of the computed logit of every other row. `index_bits` [b, k] holds row numbers as the bits of a
     float32: an integer result of a differentiated function inside `shard_map` has no tangent type."""
 
-    index_bits: jax.Array
-    logit: jax.Array
-    rest: jax.Array
+    index_bits: PerCandidate
+    logit: PerCandidate
+    rest: PerQuery
 
     @property
-    def index(self) -> jax.Array:
+    def index(self) -> Int[Array, "b k"]:
         """[b, k] int32 row numbers."""
         return lax.bitcast_convert_type(self.index_bits, jnp.int32)
 
@@ -112,13 +127,17 @@ def uses_direct_differences(dimension: int) -> bool:
     return dimension <= DIRECT_DIMENSIONS
 
 
-def natural_parameters(query: Query) -> tuple[jax.Array, jax.Array]:
+@typed
+def natural_parameters(query: Query) -> tuple[Flat, PerQuery]:
     """theta [b, d] and c [b] of equation (1)."""
     scale = query.alpha / query.sigma**2
     return scale[:, None] * query.x, query.alpha * scale / 2
 
 
-def read_block(rows: Rows, start: jax.Array, size: int, dtype) -> tuple[jax.Array, jax.Array]:
+@typed
+def read_block(
+    rows: Rows, start: Int[Array, ""], size: int, dtype
+) -> tuple[Float[Array, "m d"], Float[Array, "m"]]:
     """Rows [start, start + size) as centred points [size, d] and their square norms [size]."""
     block = lax.dynamic_slice_in_dim(rows.data, start, size).reshape(size, -1)
     points = to_float(block).astype(dtype)
@@ -127,7 +146,10 @@ def read_block(rows: Rows, start: jax.Array, size: int, dtype) -> tuple[jax.Arra
     return points, lax.dynamic_slice_in_dim(rows.square_norms, start, size).astype(dtype)
 
 
-def _block_logits(settings: Settings, query: Query, rows: Rows, step: jax.Array):
+@typed
+def _block_logits(
+    settings: Settings, query: Query, rows: Rows, step: Int[Array, ""]
+) -> tuple[Float[Array, "m d"], Float[Array, "m"], Float[Array, "b m"], Int[Array, ""]]:
     """Block `step`: points [m, d], square norms [m], logits [b, m] with rows already seen masked out.
 
     The last block starts early enough to be whole, so the data needs no padding and no copy.
@@ -168,7 +190,15 @@ def _varying(settings: Settings, tree):
     return lax.pcast(tree, settings.axis_name, to="varying")
 
 
-def _block_moments(settings: Settings, maximum, logits, factor, points, squares) -> Moments:
+@typed
+def _block_moments(
+    settings: Settings,
+    maximum: PerQuery,
+    logits: Float[Array, "b m"],
+    factor: Float[Array, "b m"] | None,
+    points: Float[Array, "m d"],
+    squares: Float[Array, "m"],
+) -> Moments:
     """Sums of one block relative to a given maximum; with `factor` = l' [b, m], their derivatives along it."""
     shifted = logits - moments.finite_max(maximum)[:, None]
     weights = jnp.exp(shifted)
@@ -228,7 +258,10 @@ def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candi
     return total, _select(settings, *tracked)
 
 
-def _select(settings: Settings, best, where, second) -> Candidates:
+@typed
+def _select(
+    settings: Settings, best: Float[Array, "b m"], where: Int[Array, "b m"], second: Float[Array, "b m"]
+) -> Candidates:
     """The best columns of all, and the best logit of every row that is in none of them."""
     # No slice of the result: it would make XLA sort the rows instead of selecting (a hundred times slower on
     # a CPU). Columns left out are bounded by the least one taken.

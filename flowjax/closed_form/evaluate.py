@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flowjax.paths import Path
+from flowjax.typing import Flat, Indices, PerQuery, Scalar, typed
 
 from . import moments as algebra
 from .dense import Query, Rows, Settings, stream, uses_direct_differences
@@ -44,15 +45,15 @@ RELEVANT = 40.0
 class Evaluation(NamedTuple):
     """Flat results: vectors [b, d], scalars [b]; the scalars are None when only the velocity was asked for."""
 
-    mean: jax.Array
-    velocity: jax.Array
-    log_density: jax.Array | None
-    entropy: jax.Array | None
-    effective_sample_size: jax.Array | None
-    max_weight: jax.Array | None
-    argmax: jax.Array | None
-    variance: jax.Array | None
-    error_bound: jax.Array | None
+    mean: Flat
+    velocity: Flat
+    log_density: PerQuery | None
+    entropy: PerQuery | None
+    effective_sample_size: PerQuery | None
+    max_weight: PerQuery | None
+    argmax: Indices | None
+    variance: PerQuery | None
+    error_bound: PerQuery | None
 
 
 @jax.tree_util.register_dataclass
@@ -63,9 +64,9 @@ class _Parts:
     dense: Moments
     remainder: Moments
     exact: Moments
-    rest: jax.Array
-    best_logit: jax.Array
-    best_index: jax.Array
+    rest: PerQuery
+    best_logit: PerQuery
+    best_index: Indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Plan:
     tile: int
 
 
-def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: jax.Array) -> jax.Array:
+@typed
+def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: PerQuery) -> PerQuery:
     """E of equation (1), [b]. With direct differences it depends on how negative the logits are."""
     unit = 2.0**-53 if plan.settings.precision == "float64" else 2.0**-24
     d = rows.dimension
@@ -94,12 +96,14 @@ def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: jax.Array
     return 1.01 * unit * (terms + 64) + _weight_error(rows)
 
 
-def _weight_error(rows: Rows) -> jax.Array:
+@typed
+def _weight_error(rows: Rows) -> Scalar:
     """Rounding of the stored float32 log weights."""
     return 2.0**-23 * rows.log_weight_bound.astype(jnp.float64)
 
 
-def _norm(x: jax.Array) -> jax.Array:
+@typed
+def _norm(x: Flat) -> PerQuery:
     """Row norms [b], with a derivative that is never followed (norms only enter bounds)."""
     return jnp.sqrt(jnp.sum(lax.stop_gradient(x) ** 2, 1))
 
@@ -224,10 +228,10 @@ def _all_parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
 
 
 class _Schedule(NamedTuple):
-    alpha: jax.Array
-    sigma: jax.Array
-    alpha_dot: jax.Array
-    sigma_dot: jax.Array
+    alpha: PerQuery
+    sigma: PerQuery
+    alpha_dot: PerQuery
+    sigma_dot: PerQuery
 
 
 def _clip(value: jax.Array) -> jax.Array:
@@ -236,7 +240,15 @@ def _clip(value: jax.Array) -> jax.Array:
     return jnp.where(value < 0, 0.0, value)
 
 
-def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, best_logit) -> Evaluation:
+@typed
+def _finalise(
+    rows: Rows,
+    x: Flat,
+    schedule: _Schedule,
+    total: Moments,
+    log_prior: Scalar | PerQuery,
+    best_logit: PerQuery,
+) -> Evaluation:
     """Moments → posterior. x is the query itself, [b, d] float64; every field float64, no bound yet."""
     alpha, sigma, alpha_dot, sigma_dot = schedule
     normaliser = total.normaliser
@@ -268,14 +280,16 @@ def _finalise(rows: Rows, x, schedule: _Schedule, total: Moments, log_prior, bes
     )
 
 
-def _log_prior(rows: Rows, plan: Plan, labels) -> jax.Array:
+@typed
+def _log_prior(rows: Rows, plan: Plan, labels: Indices | None) -> Scalar | PerQuery:
     """Log of the total prior weight that a query sees, [] or [b]."""
     value = rows.class_log_weights.astype(jnp.float64)
     value = value[0] if labels is None else value[labels]
     return value + jnp.log(2.0) if plan.horizontal_flip else value
 
 
-def _evaluate_tile(plan: Plan, rows: Rows, x, t, labels) -> Evaluation:
+@typed
+def _evaluate_tile(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None) -> Evaluation:
     """Evaluate a batch of at most `plan.tile` queries: x [b, d], t [b], labels [b] or None."""
     settings = plan.settings
     x, t = x.astype(jnp.float64), t.astype(jnp.float64)
@@ -317,10 +331,10 @@ class _Bounds(NamedTuple):
     """Bounds of the error of the mean, [b]. The coarse pair needs no scalar moments and decides which
     estimate is taken, so that the velocity alone and the whole posterior take the same one."""
 
-    combined: jax.Array
-    combined_coarse: jax.Array
-    exact: jax.Array
-    exact_coarse: jax.Array
+    combined: PerQuery
+    combined_coarse: PerQuery
+    exact: PerQuery
+    exact_coarse: PerQuery
 
 
 def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined: Moments) -> _Bounds:
@@ -371,7 +385,8 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     return _Bounds(*no_less)
 
 
-def _variance(total: Moments, rounding) -> jax.Array:
+@typed
+def _variance(total: Moments, rounding: Scalar | PerQuery) -> PerQuery:
     """An upper bound of the variance of the rows under their weights, [b]."""
     relative = total.weighted_sum / total.normaliser[:, None]
     assert total.scalars is not None
@@ -384,7 +399,8 @@ def _num_seen(plan: Plan, rows: Rows) -> int:
     return rows.count * (2 if plan.horizontal_flip else 1)
 
 
-def evaluate(plan: Plan, rows: Rows, x: jax.Array, t: jax.Array, labels: jax.Array | None) -> Evaluation:
+@typed
+def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None) -> Evaluation:
     """Evaluate flat queries in tiles of `plan.tile`, so that memory does not grow with their number.
 
     Args:

@@ -1,7 +1,6 @@
 """`ClosedFormField` and `Posterior`: what users hold."""
 
 import dataclasses
-import difflib
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
 from .construct import Placement, as_rows, make_rows, placement
@@ -286,16 +286,12 @@ _evaluate_jit = jax.jit(_evaluate_flat, static_argnames=("scalars",))
 def _check_options(path, method, tolerance, precision, block_size) -> None:
     if not isinstance(path, Path):
         raise TypeError(f"path must be a flowjax.paths.Path such as Linear(), got {path!r}")
-    if method not in get_args(Method):
-        near = difflib.get_close_matches(str(method), get_args(Method), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(get_args(Method))}"
-        raise ValueError(f"unknown method {method!r}; {hint}")
+    check_choice("method", method, get_args(Method))
     if method not in _BUILT_METHODS:
         raise ValueError(
             f"method={method!r} is not built yet; use method='dense', which is exact on every platform"
         )
-    if precision not in get_args(Precision):
-        raise ValueError(f"unknown precision {precision!r}; choose 'float32' or 'float64'")
+    check_choice("precision", precision, get_args(Precision))
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance}")
     if block_size is not None and block_size < 1:

@@ -16,15 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flowjax.typing import Flat, PerQuery, typed
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scalars:
     """The sums of equation (2) in its order, [b] each: of exp · logit, exp · ‖y‖² and exp²."""
 
-    logit: jax.Array
-    square: jax.Array
-    squared: jax.Array
+    logit: PerQuery
+    square: PerQuery
+    squared: PerQuery
 
 
 @jax.tree_util.register_dataclass
@@ -39,9 +41,9 @@ class Moments:
         scalars: the sums of (2), or None where only (1) was asked for.
     """
 
-    max: jax.Array
-    normaliser: jax.Array
-    weighted_sum: jax.Array
+    max: PerQuery
+    normaliser: PerQuery
+    weighted_sum: Flat
     scalars: Scalars | None
 
 
@@ -56,12 +58,14 @@ def empty(num_queries: int, dimension: int, dtype, *, scalars: bool) -> Moments:
     )
 
 
-def finite_max(maximum: jax.Array) -> jax.Array:
+@typed
+def finite_max(maximum: PerQuery) -> PerQuery:
     """A maximum safe to subtract: 0 where there are no rows, so that exp(−inf − 0) = 0 and not NaN."""
     return jnp.where(maximum == -jnp.inf, 0, lax.stop_gradient(maximum))
 
 
-def rescale(moments: Moments, maximum: jax.Array) -> Moments:
+@typed
+def rescale(moments: Moments, maximum: PerQuery) -> Moments:
     """The same sums relative to another maximum (≥ the present one)."""
     gap = jnp.where(moments.max == -jnp.inf, -jnp.inf, moments.max - finite_max(maximum))
     gap = lax.stop_gradient(gap)
@@ -85,7 +89,8 @@ def merge_across(moments: Moments, axis_name: str) -> Moments:
     return dataclasses.replace(lax.psum(sums, axis_name), max=maximum)
 
 
-def shift_logits(moments: Moments, shift: jax.Array) -> Moments:
+@typed
+def shift_logits(moments: Moments, shift: PerQuery) -> Moments:
     """Add `shift` [b] to every logit, with the maximum that the sums are relative to left as it is.
 
     With a shift of value zero this gives the sums the derivative of a term common to all logits.

@@ -9,18 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flowjax.typing import Flat, Indices, PerCandidate, PerQuery, typed
+
 from .dense import Candidates, Query, Rows, Settings
 from .moments import Moments, Scalars, finite_max
 from .rows import to_float
 
 
-def _gather(rows: Rows, index: jax.Array) -> jax.Array:
+@typed
+def _gather(rows: Rows, index: Indices) -> Flat:
     """Rows `index` [b] as centred float64 points [b, d]."""
     points = to_float(rows.data[index].reshape(index.shape[0], rows.dimension)).astype(jnp.float64)
     return points if rows.centre is None else points - rows.centre.astype(jnp.float64)
 
 
-def exact_logits(rows: Rows, query: Query, candidates: Candidates) -> jax.Array:
+@typed
+def exact_logits(rows: Rows, query: Query, candidates: Candidates) -> PerCandidate:
     """−‖x − alpha y‖²/(2 sigma²) + log w of every candidate, [b, k] float64, −inf in unused slots."""
 
     @jax.checkpoint
@@ -33,8 +37,9 @@ def exact_logits(rows: Rows, query: Query, candidates: Candidates) -> jax.Array:
     return jnp.where(candidates.logit == -jnp.inf, -jnp.inf, values)
 
 
+@typed
 def candidate_moments(
-    settings: Settings, rows: Rows, candidates: Candidates, logits: jax.Array, maximum: jax.Array
+    settings: Settings, rows: Rows, candidates: Candidates, logits: PerCandidate, maximum: PerQuery
 ) -> Moments:
     """Moments of the candidates alone under the given logits [b, k], relative to `maximum` [b]."""
     shifted = logits - finite_max(maximum)[:, None]

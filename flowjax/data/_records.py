@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import os
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from flowjax._choices import nearest
 
 from ._dataset import Dataset
 from ._folder import fit_picture
@@ -165,11 +166,11 @@ def _builder(place: str) -> Any:
     below = _prepared_below(home / place)
     if below:
         return tfds.builder_from_directory(below[-1])
-    near = difflib.get_close_matches(place, known, 1)
+    near = nearest(place, known)
     raise FileNotFoundError(
         f"there is neither a folder {place!r} nor a data set of that name under {home}; "
         + (
-            f"did you mean 'tfds:{near[0]}'?"
+            f"did you mean 'tfds:{near}'?"
             if near
             else f"prepare it once with tensorflow_datasets.builder({place!r}, "
             "file_format='array_record').download_and_prepare()"

@@ -1,9 +1,10 @@
 """`load`: from the name of a source to a data set."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+
+from flowjax._choices import hint, nearest
 
 from ._dataset import Dataset
 from ._folder import load_folder
@@ -113,8 +114,7 @@ def _hint(source: str) -> str:
         return f"to read a NumPy archive, write 'npz:{source}'"
     kind, colon, place = source.partition(":")
     if colon:
-        near = difflib.get_close_matches(kind.lower(), _PLACES, 1)
+        near = nearest(kind, _PLACES)
         if near:
-            return f"did you mean '{near[0]}:{place}'?"
-    near = difflib.get_close_matches(source.lower().replace("_", "-"), _NAMED, 1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(SOURCES)}"
+            return f"did you mean '{near}:{place}'?"
+    return hint(source, _NAMED) if nearest(source, _NAMED) else hint(source, SOURCES)

@@ -1,17 +1,5 @@
 """Checks that configurations share: one sentence, with the value and the way out."""
 
-import difflib
-from collections.abc import Iterable
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Refuses an unknown name, with the nearest known one."""
-    choices = list(choices)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(map(repr, choices))}"
-        raise ValueError(f"{name}={value!r} is unknown; {hint}")
-
 
 def check_positive(**values: float | None) -> None:
     """Refuses what is neither None nor positive."""

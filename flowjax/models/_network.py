@@ -7,6 +7,8 @@ import jax
 from flax import nnx
 from jax.typing import ArrayLike
 
+from flowjax.typing import Batch, Indices, PerQuery
+
 from ._layers import flatten_batch
 
 
@@ -25,9 +27,7 @@ class Network(nnx.Module):
     deterministic: bool = True
 
     @abc.abstractmethod
-    def evaluate(
-        self, x: jax.Array, t: jax.Array, labels: jax.Array | None, rngs: nnx.Rngs | None
-    ) -> jax.Array:
+    def evaluate(self, x: Batch, t: PerQuery, labels: Indices | None, rngs: nnx.Rngs | None) -> Batch:
         """The velocity [b, *event] with one batch axis, checked and broadcast arguments.
 
         Args:

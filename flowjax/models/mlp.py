@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ._config import check_choice, check_event_shape, check_positive, check_rate
+from flowjax._choices import check_choice
+
+from ._config import check_event_shape, check_positive, check_rate
 from ._layers import DTYPES, Conditioning
 from ._network import Network
 

@@ -11,12 +11,14 @@ quantity's own row; the other three follow from (2) and (3).
 """
 
 import abc
-import difflib
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from flowjax._choices import hint
+from flowjax.typing import Points, typed
 
 Prediction = Literal["velocity", "data", "noise", "score"]
 
@@ -60,13 +62,17 @@ class Path(abc.ABC):
     def sigma_dot(self, t: jax.Array) -> jax.Array:
         """d sigma / dt."""
 
-    def interpolate(self, x0: jax.Array, x1: jax.Array, t: ArrayLike) -> jax.Array:
+    @typed
+    def interpolate(self, x0: ArrayLike, x1: ArrayLike, t: ArrayLike) -> Points:
         """x_t = alpha(t) x1 + sigma(t) x0, for t of shape [*batch] and x0, x1 of shape [*batch, *event]."""
+        x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
         t = append_axes(t, x1)
         return self.alpha(t) * x1 + self.sigma(t) * x0
 
-    def conditional_velocity(self, x0: jax.Array, x1: jax.Array, t: ArrayLike) -> jax.Array:
+    @typed
+    def conditional_velocity(self, x0: ArrayLike, x1: ArrayLike, t: ArrayLike) -> Points:
         """alpha'(t) x1 + sigma'(t) x0: the velocity of one pair, the target of conditional flow matching."""
+        x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
         t = append_axes(t, x1)
         return self.alpha_dot(t) * x1 + self.sigma_dot(t) * x0
 
@@ -75,8 +81,8 @@ class Path(abc.ABC):
         return self.sigma(jnp.zeros((), dtype)) * jax.random.normal(key, shape, dtype)
 
     def convert(
-        self, value: jax.Array, x: jax.Array, t: ArrayLike, *, source: Prediction, target: Prediction
-    ) -> jax.Array:
+        self, value: ArrayLike, x: ArrayLike, t: ArrayLike, *, source: Prediction, target: Prediction
+    ) -> Points:
         """Turn one prediction at (x, t) into another by solving equations (1)–(3) of this module.
 
         Args:
@@ -96,9 +102,8 @@ class Path(abc.ABC):
         names = get_args(Prediction)
         for role, name in (("source", source), ("target", target)):
             if name not in names:
-                near = difflib.get_close_matches(str(name), names, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
-                raise ValueError(f"{role}={name!r} is not a prediction; {hint}")
+                raise ValueError(f"{role}={name!r} is not a prediction; {hint(name, names)}")
+        value, x = jnp.asarray(value), jnp.asarray(x)
         if source == target:
             return value
         t = append_axes(t, x)

@@ -55,6 +55,7 @@ class _Controller(diffrax.AbstractStepSizeController):
         keep, next_t0, next_t1, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
+        assert self.controller.dtmin is not None
         lost, shorter = ~jnp.isfinite(next_t1), self.controller.factormin * (t1 - t0)
         next_t1 = jnp.where(lost, next_t0 + shorter, next_t1)
         result = diffrax.RESULTS.where(

@@ -1,6 +1,5 @@
 """What `sample` refuses, and the sentences that say so."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -10,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
 from ._solve import Plan, Report, is_finite
@@ -22,11 +22,7 @@ ADAPTIVE = ("dopri5", "tsit5")
 
 def check_solver(solver: Any, num_steps: Any, grid: Any, per_sample_steps: bool) -> None:
     """ValueError for an unknown solver, and for options that it does not have or lacks."""
-    names = get_args(Solver)
-    if solver not in names:
-        near = difflib.get_close_matches(str(solver).lower(), names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
-        raise ValueError(f"unknown solver {solver!r}; {hint}")
+    check_choice("solver", solver, get_args(Solver))
     if solver in ADAPTIVE:
         if num_steps is not None or grid is not None:
             raise ValueError(

@@ -1,7 +1,6 @@
 """Velocity functions made of others: hybrids in time, and predictors of data, noise or score."""
 
 import dataclasses
-import difflib
 from typing import Any, get_args
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from flowjax._choices import hint
 from flowjax.paths import Linear, Path, Prediction
 
 from ._callable import as_pytree
@@ -140,9 +140,7 @@ def from_prediction(
     """
     names = get_args(Prediction)
     if source not in names:
-        near = difflib.get_close_matches(str(source), names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
-        raise ValueError(f"source={source!r} is not a prediction; {hint}")
+        raise ValueError(f"source={source!r} is not a prediction; {hint(source, names)}")
     if path is None:
         path = path_of(predictor) or Linear()
     if not isinstance(path, Path):

@@ -4,10 +4,11 @@ A grid of N steps is start + (final − start) warp(i/N), i = 0..N. Any callable
 do; `sample` also takes an explicit array of times.
 """
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
+
+from flowjax._choices import check_choice
 
 Warp = Callable[[np.ndarray], np.ndarray]
 
@@ -74,10 +75,7 @@ def find(name: str) -> Warp:
     Raises:
         ValueError: if there is none, with the nearest match.
     """
-    if name not in NAMED:
-        near = difflib.get_close_matches(name, NAMED, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(NAMED)}"
-        raise ValueError(f"unknown grid {name!r}; {hint}")
+    check_choice("grid", name, NAMED)
     return NAMED[name]
 
 

@@ -16,9 +16,22 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flowjax.closed_form import ClosedFormField, to_float
 from flowjax.paths import Linear, Path
+from flowjax.typing import (
+    Array,
+    Batch,
+    Bool,
+    HostOrDeviceData,
+    Indices,
+    Int,
+    PerQuery,
+    PRNGKey,
+    RowLabels,
+    typed,
+)
 
 
 class Target(abc.ABC):
@@ -31,18 +44,18 @@ class Target(abc.ABC):
     def name(self) -> str:
         """Short name for tables and file names."""
 
-    @abc.abstractmethod
+    @typed
     def __call__(
         self,
-        key: jax.Array,
-        x0: jax.Array,
-        x1: jax.Array,
-        t: jax.Array,
+        key: PRNGKey,
+        x0: ArrayLike,
+        x1: ArrayLike,
+        t: ArrayLike,
         *,
-        index: jax.Array | None = None,
-        labels: jax.Array | None = None,
-        rows: jax.Array | None = None,
-    ) -> jax.Array:
+        index: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        rows: HostOrDeviceData | None = None,
+    ) -> Batch:
         """The velocity to regress on at x_t = path.interpolate(x0, x1, t).
 
         Args:
@@ -57,6 +70,15 @@ class Target(abc.ABC):
         Returns:
             [b, *event] float32.
         """
+        index = None if index is None else jnp.asarray(index)
+        labels = None if labels is None else jnp.asarray(labels)
+        return self._velocity(
+            key, jnp.asarray(x0), jnp.asarray(x1), jnp.asarray(t), index=index, labels=labels, rows=rows
+        )
+
+    @abc.abstractmethod
+    def _velocity(self, key, x0, x1, t, *, index, labels, rows) -> jax.Array:
+        """What `__call__` returns, for one kind of target."""
 
 
 @jax.tree_util.register_static
@@ -70,7 +92,7 @@ class ConditionalTarget(Target):
     def name(self) -> str:
         return "conditional"
 
-    def __call__(self, key, x0, x1, t, *, index=None, labels=None, rows=None):
+    def _velocity(self, key, x0, x1, t, *, index, labels, rows):
         return self.path.conditional_velocity(x0, x1, t)
 
 
@@ -87,7 +109,7 @@ class EmpiricalTarget(Target):
     def name(self) -> str:
         return f"empirical-{self.num_samples}"
 
-    def __call__(self, key, x0, x1, t, *, index=None, labels=None, rows=None):
+    def _velocity(self, key, x0, x1, t, *, index, labels, rows):
         if index is None or rows is None:
             raise ValueError("the empirical target needs index= (row numbers of x1) and rows= (the data set)")
         if labels is not None and self.row_labels is None:
@@ -120,7 +142,7 @@ class ClosedFormTarget(Target):
     def name(self) -> str:
         return "closed-form"
 
-    def __call__(self, key, x0, x1, t, *, index=None, labels=None, rows=None):
+    def _velocity(self, key, x0, x1, t, *, index, labels, rows):
         return jax.lax.stop_gradient(self.field(self.path.interpolate(x0, x1, t), t, labels))
 
 
@@ -157,7 +179,8 @@ def closed_form(field: ClosedFormField) -> ClosedFormTarget:
     return ClosedFormTarget(field)
 
 
-def draw_support(index: jax.Array, support: jax.Array) -> jax.Array:
+@typed
+def draw_support(index: Indices, support: Int[Array, "m"]) -> Bool[Array, "b m"]:
     """Which of the M drawn rows are somebody's "other" M − 1 rows, [b, M] bool.
 
     A row that drew itself leaves itself out (it takes part as b_1 anyway); one that did not leaves out the
@@ -168,18 +191,19 @@ def draw_support(index: jax.Array, support: jax.Array) -> jax.Array:
     return ~jnp.where(jnp.any(itself, 1, keepdims=True), itself, last)
 
 
+@typed
 def empirical_velocity(
     path: Path,
-    x0: jax.Array,
-    x1: jax.Array,
-    t: jax.Array,
-    index: jax.Array,
-    support: jax.Array,
-    rows: jax.Array,
+    x0: Batch,
+    x1: Batch,
+    t: PerQuery,
+    index: Indices,
+    support: Int[Array, "m"],
+    rows: HostOrDeviceData,
     *,
-    row_labels: jax.Array | None = None,
-    labels: jax.Array | None = None,
-) -> jax.Array:
+    row_labels: RowLabels | None = None,
+    labels: Indices | None = None,
+) -> Batch:
     """The empirical target for a given draw `support` of M distinct row numbers; arguments as for a target.
 
     With a_j = ‖x_t − alpha y_j‖², measured from x_t − alpha x1 = sigma x0 so that nothing cancels:

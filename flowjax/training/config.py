@@ -1,12 +1,12 @@
 """What a run is made of: frozen, nested, checked when built, and equal to its JSON."""
 
 import dataclasses
-import difflib
 import json
 import math
 from typing import Any, Literal, get_args, get_type_hints
 
 from flowjax import paths
+from flowjax._choices import hint
 from flowjax.models import MLPConfig, UNetConfig
 
 TargetName = Literal["conditional", "empirical", "closed-form"]
@@ -191,9 +191,7 @@ def _check_fields(part: Any) -> None:
             raise TypeError(f"{name} must be a whole number, got {value!r}")
         choices = get_args(kind)
         if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
-            near = difflib.get_close_matches(str(value), choices, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
-            raise ValueError(f"unknown {name} {value!r} in {type(part).__name__}; {hint}")
+            raise ValueError(f"unknown {name} {value!r} in {type(part).__name__}; {hint(value, choices)}")
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

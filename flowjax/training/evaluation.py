@@ -15,6 +15,7 @@ import flowjax as fj
 from flowjax.closed_form import ClosedFormField, to_float
 
 from .config import TrainConfig
+from .objective import make_field, time_target
 from .run_dir import RunDirectory, versions, write_whole
 
 _GRID = 64
@@ -91,18 +92,20 @@ class FrechetScore:
 def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 0) -> dict[str, list[float]]:
     """Where the stochastic target and the exact one coincide on this data set.
 
-    For queries on the path at 25 times: the variance of the data point given the query, as a share of the data's
-    total variance (mean over queries), and the median effective sample size.
+    For queries on the path at 25 times: the variance of the data point given the query (and its class, where the
+    field has classes), as a share of the data's total variance (mean over queries), and the median effective sample
+    size.
     """
     key = jax.random.key(seed)
     index_key, noise_key = jax.random.split(key)
     rows = jax.random.choice(index_key, field.num_points, (num_queries,))
     x1 = to_float(field.data[rows])
     x0 = jax.random.normal(noise_key, x1.shape)
+    labels = None if field.labels is None else field.labels[rows]
     times = np.linspace(0, 0.96, 25, dtype=np.float32)
     variance, effective = [], []
     for t in times:
-        posterior = field.posterior(field.path.interpolate(x0, x1, t), t)
+        posterior = field.posterior(field.path.interpolate(x0, x1, t), t, labels)
         variance.append(float(posterior.variance.mean()))
         effective.append(float(jnp.median(posterior.effective_sample_size)))
     total = variance[0]  # at t = 0 every point weighs the same
@@ -149,8 +152,6 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
         ValueError: fewer than 2 samples, or a source that holds other data than the run was trained on.
         RuntimeError: no checkpoint can be read, or the solver gives up on the network.
     """
-    from .loop import time_target
-
     run = RunDirectory(run_dir)
     config = run.config()
     num_samples = config.num_samples if num_samples is None else num_samples
@@ -165,9 +166,6 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
     sampling_seconds = time.perf_counter() - begin
     score = FrechetScore(dataset)
     nearest, second, index = (np.asarray(v) for v in fj.metrics.nearest_distances(samples, dataset.images))
-    field = ClosedFormField(
-        dataset.images, config.target.build_path(), horizontal_flip=config.data.horizontal_flip
-    )
     result = {
         "step": step,
         "num_samples": num_samples,
@@ -185,8 +183,8 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
             "samples": fj.metrics.pixel_moments(samples),
             "data": fj.metrics.pixel_moments(to_float(dataset.images)),
         },
-        "target_curve": target_curve(field),
-        "timings": {**time_target(config, run), "seconds_for_samples": sampling_seconds},
+        "target_curve": target_curve(make_field(config, dataset)),
+        "timings": {**time_target(config, dataset), "seconds_for_samples": sampling_seconds},
         "versions": versions(),
     }
     run.samples.mkdir(exist_ok=True)

@@ -9,19 +9,17 @@ import math
 import os
 import signal
 import threading
-import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import flowjax as fj
-from flowjax.closed_form import ClosedFormField
 
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .evaluation import FrechetScore, draw_samples, load_options, save_grid
+from .objective import make_target
 from .progress import Progress
 from .run_dir import RunDirectory
 from .state import TrainState, create
@@ -102,21 +100,6 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
     return run
 
 
-def make_target(config: TrainConfig, dataset) -> tuple[Any, Any]:
-    """The target and the rows it needs beside the batch (None for targets that need none)."""
-    path = config.target.build_path()
-    labels = dataset.labels if config.data.class_conditional else None
-    if config.target.name == "conditional":
-        return fj.targets.conditional(path), None
-    if config.target.name == "empirical":
-        row_labels = None if labels is None else jnp.asarray(labels)
-        return fj.targets.empirical(config.target.num_samples, path, labels=row_labels), jnp.asarray(
-            dataset.images
-        )
-    field = ClosedFormField(dataset.images, path, labels=labels, horizontal_flip=config.data.horizontal_flip)
-    return fj.targets.closed_form(field), None
-
-
 def _check(config: TrainConfig, dataset, mesh) -> None:
     """What only data and devices can tell, before anything is written."""
     if tuple(dataset.event_shape) != tuple(config.model.event_shape):
@@ -193,36 +176,3 @@ class _Signals(contextlib.AbstractContextManager):
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-
-
-def time_target(config: TrainConfig, run: RunDirectory) -> dict[str, float]:
-    """Median seconds of a whole step and of its target alone, interleaved, on the run's own shapes."""
-    dataset = fj.data.load(config.data.source, **load_options(config))
-    target, rows = make_target(config, dataset)
-    graphdef, state = create(config)
-    step_function = make_step(config, graphdef)
-    batch = jax.device_put(next(fj.data.batches(dataset, config.batch_size, seed=config.seed)))
-    from .step import draw
-
-    example = draw(config, jax.random.key(0), batch)
-    alone = jax.jit(
-        lambda target, e, index, rows: target(
-            jax.random.key(0), e["x0"], e["x1"], e["t"], index=index, labels=e.get("labels"), rows=rows
-        )
-    )
-    seconds: dict[str, list[float]] = {"step": [], "target": []}
-    for round_ in range(8):
-        begin = time.perf_counter()
-        state, metrics = step_function(state, batch, target, rows)
-        jax.block_until_ready(metrics)
-        middle = time.perf_counter()
-        jax.block_until_ready(alone(target, example, batch["index"], rows))
-        if round_:  # the first round compiles
-            seconds["step"].append(middle - begin)
-            seconds["target"].append(time.perf_counter() - middle)
-    step_seconds, target_seconds = (float(np.median(values)) for values in seconds.values())
-    return {
-        "seconds_per_step": step_seconds,
-        "seconds_per_target": target_seconds,
-        "target_share_of_step": target_seconds / step_seconds,
-    }

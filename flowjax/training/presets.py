@@ -1,8 +1,8 @@
 """Named configurations. Each docstring says what it costs, what number to expect and the command."""
 
-import difflib
 from collections.abc import Callable
 
+from flowjax._choices import check_choice
 from flowjax.models import MLPConfig, UNetConfig
 
 from .config import DataConfig, OptimizerConfig, TargetConfig, TrainConfig
@@ -91,8 +91,5 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 
 def preset(name: str) -> TrainConfig:
     """The configuration of a preset. Raises ValueError with the nearest name for an unknown one."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PRESETS)}"
-        raise ValueError(f"unknown preset {name!r}; {hint}")
+    check_choice("preset", name, PRESETS)
     return PRESETS[name]()

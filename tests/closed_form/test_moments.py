@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,6 +61,6 @@ def test_subtract_undoes_merge(parts):
 
 def test_shifting_all_logits_scales_the_sums(parts):
     logits, rows, _ = parts
-    shifted = moments.shift_logits(of_rows(logits, rows), np.float32([0.3]))
-    expected = moments.rescale(of_rows(logits + 0.3, rows), np.asarray([logits.max()], np.float32))
+    shifted = moments.shift_logits(of_rows(logits, rows), jnp.float32([0.3]))
+    expected = moments.rescale(of_rows(logits + 0.3, rows), jnp.asarray([logits.max()], jnp.float32))
     assert_equal(dataclasses.replace(shifted, max=expected.max), expected)

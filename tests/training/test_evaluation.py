@@ -12,7 +12,7 @@ import scipy.linalg
 import flowjax as fj
 from flowjax import models, training
 from flowjax.closed_form import oracle
-from flowjax.training import evaluation, loop, state, step
+from flowjax.training import evaluation, loop, objective, state, step
 
 CONFIG = training.TrainConfig(
     model=models.MLPConfig(event_shape=(2,), width=16),
@@ -108,7 +108,7 @@ def test_samples_come_from_the_averaged_parameters(evaluated):
 def test_the_average_follows_its_recurrence():
     """Three steps by hand in float64: e ← d e + (1 − d) p with d = min(decay, k/(k + 10))."""
     dataset = fj.data.load("two-moons")
-    target, rows = loop.make_target(CONFIG, dataset)
+    target, rows = objective.make_target(CONFIG, dataset)
     graphdef, current = state.create(CONFIG)
     function = step.make_step(CONFIG, graphdef)
     iterator = fj.data.batches(dataset, 16, seed=0)
@@ -133,7 +133,7 @@ def test_eight_devices_reach_the_parameters_of_one():
     for devices in (1, 8):
         mesh = fj.data.mesh(jax.devices()[:devices])
         everywhere = jax.NamedSharding(mesh, jax.P())
-        target = jax.device_put(loop.make_target(config, dataset)[0], everywhere)
+        target = jax.device_put(objective.make_target(config, dataset)[0], everywhere)
         graphdef, current = state.create(config)
         current = jax.device_put(current, everywhere)
         function = step.make_step(config, graphdef)

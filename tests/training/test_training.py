@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flowjax import models, training
-from flowjax.training import loop, state, step
+from flowjax.training import loop, objective, state, step
 from flowjax.training.checkpoint import Checkpoints
 
 
@@ -182,7 +182,7 @@ def gradient_step(config, batch, target, devices=1):
 @pytest.fixture
 def batch_and_target():
     dataset = __import__("flowjax").data.load("two-moons")
-    target, _ = loop.make_target(tiny(), dataset)
+    target, _ = objective.make_target(tiny(), dataset)
     index = np.arange(16, dtype=np.int32)
     return {"index": index, "image": np.asarray(dataset.images)[index]}, target
 
@@ -219,7 +219,7 @@ def test_the_three_targets_agree_in_the_mean(batch_and_target):
     arguments = example["x0"], example["x1"], example["t"]
     for name in ("conditional", "empirical"):
         changed = tiny(target=training.TargetConfig(name=name, num_samples=64))
-        target, extra = loop.make_target(changed, dataset)
+        target, extra = objective.make_target(changed, dataset)
         value = target(jax.random.key(1), *arguments, index=jnp.asarray(batch["index"]), rows=rows)
         assert value.shape == example["x1"].shape
         assert (extra is None) == (name == "conditional")
