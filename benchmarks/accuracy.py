@@ -43,8 +43,8 @@ def _neighbours(data: np.ndarray, count: int) -> np.ndarray:
     return distances.argmin(1)
 
 
-def run(*, rounds: int = 1) -> dict[str, Any]:
-    """One row per time and kind of query. `rounds` is not used: nothing is timed."""
+def run() -> dict[str, Any]:
+    """One row per time and kind of query."""
     data = natural_crops(NUM_POINTS, SIZE)
     noise = np.random.default_rng(1).normal(size=(NUM_QUERIES, *data.shape[1:])).astype(np.float32)
     partner = _neighbours(data, NUM_QUERIES)

@@ -9,7 +9,6 @@ import datetime
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -20,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from flowjax._files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,11 +63,6 @@ def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     return memory.temp_size_in_bytes
 
 
-def peak_resident_bytes() -> int:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def machine() -> dict[str, Any]:
     """What the figures were taken on: processor, device, versions, commit, time."""
     import flowjax
@@ -88,7 +84,8 @@ def save(name: str, result: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    with replacing(file) as part:
+        part.write_text(json.dumps(result, indent=2) + "\n")
     return file
 
 

@@ -1,4 +1,4 @@
-"""Test-wide settings: eight CPU devices, shapes and dtypes checked at every call, executables freed after every file."""
+"""Test-wide settings: eight CPU devices, shapes and dtypes checked at every call, memory freed after every file."""
 
 import os
 

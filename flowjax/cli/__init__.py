@@ -2,10 +2,11 @@
 
 Each subcommand is a module with `run(argv) -> int`, imported when it is called, so that `flowjax --help` needs no JAX.
 What the user got wrong is raised as ValueError, TypeError, OSError (no such file, no permission, no space left) or
-RuntimeError and comes out as one sentence on standard error and exit status 2.
+RuntimeError and comes out as one sentence on standard error and exit status 2; an interruption has status 130.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,8 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown command {command!r}; {hint(command, _COMMANDS)}")
     try:
         return importlib.import_module(f"flowjax.cli.{command}").run(rest)
+    except BrokenPipeError:  # whoever read our output, `head` perhaps, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         return _refuse(str(error) or type(error).__name__)
+    except MemoryError as error:
+        return _refuse(f"not enough memory: {error}; take fewer or smaller rows")
+    except KeyboardInterrupt:
+        print("flowjax: interrupted", file=sys.stderr)
+        return 130
 
 
 def _refuse(sentence: str) -> int:

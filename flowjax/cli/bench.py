@@ -1,33 +1,45 @@
 """`flowjax bench NAME`: run a benchmark of the repository, print its table, record it as JSON."""
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
+from ._common import parse
+
+_HELP = """Time flowjax beside the machine's own limits, interleaved in one process.
+
+Figures are ratios inside one run; the whole result goes to benchmarks/results/NAME.json of the checkout.
+
+benchmarks:
+  dense      speed beside the machine's product rate, the textbook version and the broadcast
+  accuracy   velocity error and certified bound against float64
+  training   the target's share of a training step
+  imports    seconds to import flowjax beside jax and flax
+
+example:
+  flowjax bench dense
+"""
+
 
 @dataclass(frozen=True)
 class Bench:
-    """Time flowjax beside the machine's own limits, interleaved in one process.
+    """The command's flags."""
 
-    Figures are ratios inside one run; the whole result goes to benchmarks/results/NAME.json of the checkout.
-
-    Example: flowjax bench dense
-    """
-
-    name: Annotated[Literal["dense", "accuracy"], tyro.conf.Positional] = "dense"
-    """dense: speed beside the product rate and the textbook version. accuracy: error and bound against float64."""
-    rounds: int = 7
-    """Timed rounds; medians are reported."""
+    name: Annotated[Literal["dense", "accuracy", "training", "imports"], tyro.conf.Positional] = "dense"
+    """Which one."""
+    rounds: int | None = None
+    """Timed rounds, of which medians are reported; each benchmark has its own default."""
     dry_run: bool = False
     """Print, but record nothing."""
 
 
 def run(argv: list[str]) -> int:
     """Entry of the subcommand. Raises ValueError for what the user got wrong."""
-    arguments = tyro.cli(Bench, args=argv, prog="flowjax bench")
-    if arguments.rounds < 1:
+    arguments = parse(Bench, argv, "flowjax bench", _HELP)
+    if arguments.rounds is not None and arguments.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {arguments.rounds}")
     try:
         harness = importlib.import_module("benchmarks.harness")
@@ -39,7 +51,12 @@ def run(argv: list[str]) -> int:
             "the benchmarks live in the repository, not in the installed package; "
             "clone it and run `python -m flowjax bench` from its top folder"
         ) from None
-    result = benchmark.run(rounds=arguments.rounds)
+    if arguments.rounds is None:
+        result = benchmark.run()
+    elif "rounds" in inspect.signature(benchmark.run).parameters:
+        result = benchmark.run(rounds=arguments.rounds)
+    else:
+        raise ValueError(f"--rounds does not apply to {arguments.name}, which times nothing; leave it out")
     header, rows = benchmark.table(result)
     _show(header, rows, result["machine"])
     if not arguments.dry_run:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from ._common import parse, preset_help, split_preset
+from ._common import parse_run, preset_help
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,6 @@ def run(argv: list[str]) -> int:
             f"usage: flowjax config PRESET [--FIELD VALUE ...]\n\n{preset_help()}\n\nexample: flowjax config digits"
         )
         return 0
-    config, rest = split_preset(argv, "config")
-    _, config = parse(Options, config, rest, f"flowjax config {argv[0]}", "Print the configuration as JSON.")
+    _, _, config = parse_run(Options, argv, "config", "Print the configuration as JSON.")
     print(json.dumps(config.to_dict(), indent=2))
     return 0

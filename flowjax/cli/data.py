@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ._common import parse
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 _MANY_CLASSES = 40
 _MANY_POINTS = 20_000
+_MANY_PICTURES = 100
 
 _HELP = """Show a data set: shape, type, range, counts per class, and a contact sheet.
 
@@ -46,8 +49,8 @@ class Options:
     """How many points a synthetic set has."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Seed of a synthetic set."""
-    num: Annotated[int, tyro.conf.arg(metavar="N")] = 100
-    """Rows on the contact sheet. Classes take turns."""
+    num: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Rows in the picture, classes taking turns. Default: 100 pictures, or 20 000 points in the plane."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the picture if it is there already."""
 
@@ -58,7 +61,7 @@ def run(argv: list[str]) -> int:
 
     width = max(map(len, data.SOURCES)) + 2
     text = _HELP.format(sources="\n".join(f"  {name:{width}}{line}" for name, line in data.SOURCES.items()))
-    options = tyro.cli(Options, args=argv, prog="flowjax data", description=text)
+    options = parse(Options, argv, "flowjax data", text)
     picture = _check(options)
     dataset = data.load(
         options.source, image_size=options.image_size, num_points=options.num_points, seed=options.seed
@@ -74,10 +77,9 @@ def run(argv: list[str]) -> int:
 
 def _check(options: Options) -> Path | None:
     """Refuse before any work what would fail after it. Returns where the picture goes."""
-    from flowjax.data._pictures import check_picture_path
-    from flowjax.data._prepare import check_vacant
+    from flowjax.data import check_picture_path, check_vacant
 
-    if options.num < 1:
+    if options.num is not None and options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
     if options.prepare is not None:
         check_vacant(options.prepare)
@@ -186,12 +188,12 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes:.3g} GiB"
 
 
-def _draw(dataset: "Dataset", path: Path, num: int, required: bool) -> None:
+def _draw(dataset: "Dataset", path: Path, num: int | None, required: bool) -> None:
     from flowjax.data import contact_sheet, save_picture
 
-    points = dataset.event_shape == (2,)
-    step = -(-dataset.num_points // _MANY_POINTS)
-    rows = slice(None, None, step) if points else _taking_turns(dataset, num)
+    if num is None:
+        num = _MANY_POINTS if dataset.event_shape == (2,) else _MANY_PICTURES
+    rows = _taking_turns(dataset, num)
     try:
         sheet = contact_sheet(
             dataset.images[rows], labels=None if dataset.labels is None else dataset.labels[rows]

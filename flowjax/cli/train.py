@@ -4,7 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._common import parse, preset_help, split_preset
+from ._common import parse_run, preset_help
+from .evaluate import summary
 
 _USAGE = """usage: flowjax train PRESET [--run-dir DIR] [--steps N] [--seed S] [--target NAME] [--resume] [--FIELD ...]
 
@@ -45,18 +46,17 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE.format(presets=preset_help()))
         return 0
-    config, rest = split_preset(argv, "train")
-    rest = ["--target.name" if a == "--target" else a for a in rest]
-    rest = [a.replace("--target=", "--target.name=", 1) if a.startswith("--target=") else a for a in rest]
-    options, config = parse(Options, config, rest, f"flowjax train {argv[0]}", "Train, sample, report.")
-    run_dir = options.run_dir or Path("runs") / argv[0]
+    name, options, config = parse_run(
+        Options, argv, "train", "Train, draw samples, write RUN_DIR/report.html."
+    )
+    run_dir = options.run_dir or Path("runs") / name
 
     from flowjax.report import write_report
     from flowjax.training.evaluation import evaluate
     from flowjax.training.loop import Stopped, train
 
     print(
-        f"training {argv[0]} on the {config.target.name} target, {config.steps} steps, into {run_dir}",
+        f"training {name} on the {config.target.name} target, {config.steps} steps, into {run_dir}",
         flush=True,
     )
     try:
@@ -65,14 +65,10 @@ def run(argv: list[str]) -> int:
         print(stop, file=sys.stderr)
         return 0
     result = evaluate(run_dir)
-    real = result["frechet_distance_of_real_rows"]
-    beside = "" if real is None else f" (as many real rows: {real['mean']:.3g} ± {real['std']:.2g})"
     report = write_report(run_dir)
-    print(
-        f"Fréchet distance {result['frechet_distance']:.3g}{beside} in the features of {result['features']}\n"
-        f"memorised: {result['memorised_fraction']['1/3']:.1%} at ratio 1/3, "
-        f"{result['memorised_fraction']['2/3']:.1%} at ratio 2/3\n"
-        f"the target took {result['timings']['target_share_of_step']:.1%} of a step\n"
-        f"samples: {run_dir / 'samples' / 'final.png'}\nreport:  {report}"
-    )
+    print(summary(result))
+    picture = run_dir / "samples" / "final.png"
+    if picture.is_file():
+        print(f"samples: {picture}")
+    print(f"report:  {report}")
     return 0

@@ -9,11 +9,14 @@ tensorflow-datasets load in the functions that use them.
 """
 
 from ._dataset import Dataset as Dataset
+from ._pictures import check_picture_path as check_picture_path
 from ._pictures import contact_sheet as contact_sheet
+from ._pictures import drawable as drawable
 from ._pictures import save_picture as save_picture
 from ._pipeline import batches as batches
 from ._placement import mesh as mesh
 from ._placement import place as place
+from ._prepare import check_vacant as check_vacant
 from ._prepare import prepare as prepare
 from ._records import Records as Records
 from ._records import stream as stream

@@ -90,6 +90,13 @@ class Dataset:
         largest = int(self.labels.max())
         return 1 + (largest if self.test_labels is None else max(largest, int(self.test_labels.max())))
 
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Training rows of every class; None without labels."""
+        if self.labels is None:
+            return None
+        return np.bincount(self.labels, minlength=self.num_classes or 0).tolist()
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with any training row, label or number of classes.

@@ -1,12 +1,12 @@
 """Pictures of rows: a grid of images, or a scatter plot of points in the plane."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from flowjax._files import replacing
 
 _GAP = 2  # pixels between two pictures
 _SMALLEST_TILE = 64  # pictures with a shorter side are enlarged by a whole factor, up to this
@@ -44,18 +44,27 @@ def contact_sheet(
         raise TypeError(f"pictures must be uint8 or floating point, got {array.dtype}")
     if labels is not None and np.shape(labels) != array.shape[:1]:
         raise ValueError(f"labels must have shape {array.shape[:1]}, one a row, got {np.shape(labels)}")
-    if array.ndim == 2 and array.shape[1] == 2:
-        sheet = _scatter(array.astype(np.float64), None if labels is None else np.asarray(labels))
-    elif array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)):
-        sheet = _grid(_to_pixels(array if array.ndim == 4 else array[..., None]), columns)
-    else:
+    if not drawable(array.shape[1:]):
         raise ValueError(
             f"rows of shape {array.shape[1:]} are neither pictures [height, width, 1 or 3] nor points [2]; there is no "
             "way to draw them"
         )
+    if array.ndim == 2:
+        sheet = _scatter(array.astype(np.float64), None if labels is None else np.asarray(labels))
+    else:
+        sheet = _grid(_to_pixels(array if array.ndim == 4 else array[..., None]), columns)
     if path is not None:
         save_picture(sheet, path)
     return sheet
+
+
+def drawable(event_shape: tuple[int, ...]) -> bool:
+    """Whether `contact_sheet` can draw rows of this shape: pictures with 1 or 3 channels, or points in the plane."""
+    return (
+        tuple(event_shape) == (2,)
+        or len(event_shape) == 2
+        or (len(event_shape) == 3 and event_shape[-1] in (1, 3))
+    )
 
 
 def save_picture(picture: np.ndarray, path: str | Path) -> Path:
@@ -70,18 +79,8 @@ def save_picture(picture: np.ndarray, path: str | Path) -> Path:
     path = Path(path).expanduser()
     check_picture_path(path)
     image = Image.fromarray(np.ascontiguousarray(picture, dtype=np.uint8))
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, format=Image.registered_extensions()[path.suffix.lower()])
-        # mkstemp makes private files; give it the rights an ordinary new file has
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with replacing(path) as part:
+        image.save(part, format=Image.registered_extensions()[path.suffix.lower()])
     return path
 
 

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flowjax.training.run_dir import RunDirectory, write_whole
+
 from . import _figures
 
 _STYLE = """
@@ -43,27 +45,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: if it is not a run directory.
     """
-    run_dir = Path(run_dir)
-    config_file = run_dir / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.json")
-    config = json.loads(config_file.read_text())
-    metrics = _read_lines(run_dir / "metrics.jsonl")
-    evaluation_file = run_dir / "evaluation.json"
-    evaluation = json.loads(evaluation_file.read_text()) if evaluation_file.is_file() else {}
-    page = _page(run_dir, config, metrics, evaluation)
-    # Written beside the old page and moved over it: a reader never sees half a file.
-    temporary = run_dir / "report.html.part"
-    temporary.write_text(page, encoding="utf-8")
-    report = run_dir / "report.html"
-    temporary.replace(report)
+    run = RunDirectory(run_dir)
+    config = run.read()
+    evaluation = json.loads(run.evaluation_file.read_text()) if run.evaluation_file.is_file() else {}
+    report = run.path / "report.html"
+    write_whole(report, _page(run.path, config, run.metrics(), evaluation))
     return report
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
 
 
 def _page(run_dir: Path, config: dict, metrics: list[dict], evaluation: dict) -> str:
@@ -119,8 +106,6 @@ def _cards(metrics: list[dict], evaluation: dict) -> str:
 
 def _pictures(run_dir: Path, evaluation: dict) -> str:
     samples = run_dir / "samples"
-    if not samples.is_dir():
-        return ""
     final, nearest = samples / "final.png", samples / "nearest.png"
     if final.is_file() and nearest.is_file():
         inner = _picture(final, "samples of the network") + _picture(

@@ -104,6 +104,7 @@ class EmpiricalTarget(Target):
     num_samples: int = dataclasses.field(metadata={"static": True})
     path: Path = dataclasses.field(metadata={"static": True})
     row_labels: jax.Array | None = None
+    horizontal_flip: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def name(self) -> str:
@@ -116,12 +117,17 @@ class EmpiricalTarget(Target):
             raise ValueError(
                 "class-conditional use needs the rows' labels: empirical(num_samples, labels=...)"
             )
-        if self.num_samples > rows.shape[0]:
+        if self.horizontal_flip and rows.ndim != 4:
             raise ValueError(
-                f"num_samples={self.num_samples} exceeds the {rows.shape[0]} rows of the data set; "
+                f"horizontal_flip needs rows of shape [n, height, width, channels], got {rows.shape}"
+            )
+        count = rows.shape[0] * (2 if self.horizontal_flip else 1)
+        if self.num_samples > count:
+            raise ValueError(
+                f"num_samples={self.num_samples} exceeds the {count} points of the data set; "
                 "use at most that many, or closed_form(field) for all of them"
             )
-        support = jax.random.choice(key, rows.shape[0], (self.num_samples,), replace=False).astype(jnp.int32)
+        support = jax.random.choice(key, count, (self.num_samples,), replace=False).astype(jnp.int32)
         return empirical_velocity(
             self.path, x0, x1, t, index, support, rows, row_labels=self.row_labels, labels=labels
         )
@@ -152,7 +158,11 @@ def conditional(path: Path | None = None) -> ConditionalTarget:
 
 
 def empirical(
-    num_samples: int = 1000, path: Path | None = None, *, labels: jax.Array | None = None
+    num_samples: int = 1000,
+    path: Path | None = None,
+    *,
+    labels: jax.Array | None = None,
+    horizontal_flip: bool = False,
 ) -> EmpiricalTarget:
     """The closed form over `num_samples` rows: b_1 := x1, the others without replacement from the other n − 1.
 
@@ -165,13 +175,15 @@ def empirical(
         path: Gaussian path; Linear by default.
         labels: [n] classes of the rows, for class-conditional training: rows of other classes are left out.
             Unbiased as well, since given their number the remaining rows are uniform in the class.
+        horizontal_flip: draw from the rows and their mirror images, 2n points in all; the mirror image of row i has
+            number i + n, in `index` too.
 
     Raises:
         ValueError: num_samples < 1, and at the call: more than n, or index or rows missing.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    return EmpiricalTarget(num_samples, Linear() if path is None else path, labels)
+    return EmpiricalTarget(num_samples, Linear() if path is None else path, labels, horizontal_flip)
 
 
 def closed_form(field: ClosedFormField) -> ClosedFormTarget:
@@ -204,7 +216,9 @@ def empirical_velocity(
     row_labels: RowLabels | None = None,
     labels: Indices | None = None,
 ) -> Batch:
-    """The empirical target for a given draw `support` of M distinct row numbers; arguments as for a target.
+    """The empirical target for a given draw `support` of M distinct points; arguments as for a target.
+
+    Numbers from n on, in `support` and `index`, are the mirror images of rows 0, 1, … (for [height, width, channels]).
 
     With a_j = ‖x_t − alpha y_j‖², measured from x_t − alpha x1 = sigma x0 so that nothing cancels:
 
@@ -214,11 +228,12 @@ def empirical_velocity(
     b = x1.shape[0]
     shape = x1.shape
     x0, x1 = x0.reshape(b, -1), x1.reshape(b, -1)
-    others = to_float(jnp.asarray(rows)[support].reshape(support.shape[0], -1))
+    others = _points(jnp.asarray(rows), support)
+    support_rows = support % rows.shape[0]
     allowed = draw_support(index, support)
     if labels is not None:
         assert row_labels is not None
-        allowed &= jnp.asarray(row_labels)[support] == labels[:, None]
+        allowed &= jnp.asarray(row_labels)[support_rows] == labels[:, None]
     alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
     highest = jax.lax.Precision.HIGHEST
     query = x1 + (sigma / jnp.where(alpha == 0, 1, alpha)) * x0
@@ -235,3 +250,13 @@ def empirical_velocity(
     alpha_dot, sigma_dot = path.alpha_dot(t)[:, None], path.sigma_dot(t)[:, None]
     velocity = alpha_dot * x1 + sigma_dot * x0 + (alpha_dot - sigma_dot * alpha / sigma) * shift
     return velocity.reshape(shape)
+
+
+def _points(rows: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Points of these numbers as float32 [m, d]; from n on they are mirror images."""
+    n = rows.shape[0]
+    points = rows[numbers % n]
+    if rows.ndim == 4:
+        mirrored = (numbers >= n).reshape(-1, 1, 1, 1)
+        points = jnp.where(mirrored, points[:, :, ::-1], points)
+    return to_float(points.reshape(numbers.shape[0], -1))

@@ -47,6 +47,11 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
+    def newest(self) -> str:
+        """In words, for errors: what a run can be resumed from."""
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no checkpoint yet"
+
     def save(self, step: int, state: TrainState, iterator: Any) -> None:
         """Save and wait: when this returns the checkpoint is whole.
 
@@ -60,11 +65,9 @@ class Checkpoints:
                 step, {"state": state, "dataset": iterator}, force=True
             )
         except (OSError, ValueError) as error:
-            kept = self.steps()
-            previous = f"the checkpoint of step {kept[-1]} is intact" if kept else "there is no earlier one"
             raise RuntimeError(
-                f"the checkpoint of step {step} could not be written to {self.directory} ({error}); {previous}, "
-                "so free some disk space and continue with --resume"
+                f"the checkpoint of step {step} could not be written to {self.directory} ({error}); "
+                f"{self.newest()}. Free some disk space and continue with --resume"
             ) from error
         if not saved:
             raise RuntimeError(f"orbax declined to save the checkpoint of step {step}")
@@ -84,7 +87,7 @@ class Checkpoints:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
         )
         steps = self.steps()
-        damaged = []
+        damaged, reason = [], ""
         for step in reversed(steps):
             try:
                 # One after the other: where one of two is damaged, Orbax leaves the other's load unawaited.
@@ -97,12 +100,16 @@ class Checkpoints:
                     f"the checkpoint of step {step} is damaged ({type(error).__name__}); trying the one before"
                 )
                 damaged.append(step)
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
             if self._exclusive and damaged:
                 self._set_aside(damaged)
             return loaded["state"]
         if steps:
-            raise RuntimeError(f"none of the checkpoints in {self.directory} can be read")
+            raise RuntimeError(
+                f"none of the checkpoints in {self.directory} (steps {', '.join(map(str, steps))}) can be read: "
+                f"{reason}; move them away and use --resume to start over, or choose another --run-dir"
+            )
         return None
 
     def _set_aside(self, steps: list[int]) -> None:

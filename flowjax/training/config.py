@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import math
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
 
 from flowjax import paths
 from flowjax._choices import hint
+from flowjax.data import Dataset, load
 from flowjax.models import MLPConfig, UNetConfig
 
 TargetName = Literal["conditional", "empirical", "closed-form"]
@@ -34,6 +37,10 @@ class DataConfig:
     horizontal_flip: bool = False
     class_conditional: bool = False
 
+    def load(self) -> Dataset:
+        """The data set. Errors as for `flowjax.data.load`."""
+        return load(self.source, image_size=self.image_size)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetConfig:
@@ -45,7 +52,7 @@ class TargetConfig:
         path: linear, trigonometric or variance-preserving.
     """
 
-    name: TargetName = "closed-form"
+    name: Annotated[TargetName, tyro.conf.arg(aliases=("--target",))] = "closed-form"
     num_samples: int = 1000
     path: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
 
@@ -110,8 +117,7 @@ class TrainConfig:
     def __post_init__(self):
         for part in (self, self.data, self.target, self.optimizer):
             _check_fields(part)
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_seed(self.seed)
         positive = ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every")
         for name in positive:
             if getattr(self, name) < 1:
@@ -119,9 +125,10 @@ class TrainConfig:
         if self.num_samples < 2:
             raise ValueError(f"num_samples must be at least 2 for a Fréchet distance, got {self.num_samples}")
         optimizer = self.optimizer
-        if not optimizer.learning_rate > 0 or not optimizer.clip > 0:
+        if not 0 < optimizer.learning_rate < math.inf or not optimizer.clip > 0:
             raise ValueError(
-                f"learning_rate and clip must be positive, got {optimizer.learning_rate} and {optimizer.clip}"
+                "learning_rate must be positive and finite and clip positive, "
+                f"got {optimizer.learning_rate} and {optimizer.clip}"
             )
         if not 0 <= optimizer.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {optimizer.ema_decay}")
@@ -145,13 +152,13 @@ class TrainConfig:
             )
         if self.target.num_samples < 1:
             raise ValueError(f"target.num_samples must be at least 1, got {self.target.num_samples}")
-        if self.data.horizontal_flip and self.target.name == "empirical":
-            raise ValueError(
-                "horizontal_flip does not go with the empirical target, whose rows are drawn by number; "
-                "use --target closed-form or conditional"
-            )
         if self.data.class_conditional and self.model.num_classes is None:
             raise ValueError("class_conditional needs a model with num_classes; set --model.num-classes")
+        if not self.data.class_conditional and self.model.num_classes is not None:
+            raise ValueError(
+                f"model.num_classes={self.model.num_classes} has no effect unless the run is class-conditional; "
+                "set --data.class-conditional, or leave num_classes out"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types; `from_dict` is the inverse."""
@@ -177,6 +184,12 @@ class TrainConfig:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no configuration that this version understands: {error}") from None
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless 0 ≤ seed < 2^32, which every random generator here takes."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in 0..{2**32 - 1}, got {seed}")
 
 
 def _check_fields(part: Any) -> None:

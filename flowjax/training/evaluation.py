@@ -1,74 +1,50 @@
-"""What a trained network is worth: samples, Fréchet distance, memorisation, and what its exact target is."""
+"""What a trained network is worth: Fréchet distance, memorisation, and what its exact target is."""
 
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import flowjax as fj
 from flowjax.closed_form import ClosedFormField, to_float
 
-from .config import TrainConfig
-from .objective import make_field, time_target
+from .assembly import make_field, time_target
 from .run_dir import RunDirectory, versions, write_whole
+from .samples import draw_samples, load_network, save_grid, spread_labels
 
-_GRID = 64
-_TOLERANCE = 1e-3
+GRID = 64
+"""Samples on a contact sheet."""
+
 _LARGEST_FLOOR = 1024
-
-
-def draw_samples(
-    config: TrainConfig, graphdef: nnx.GraphDef, params: Any, num: int, *, seed: int, labels=None, **options
-):
-    """`num` samples of a network by `flowjax.sampling.sample` (dopri5 unless `options` say otherwise)."""
-    model = nnx.merge(graphdef, params)
-    path = config.target.build_path()
-    noise = path.sample_prior(jax.random.fold_in(jax.random.key(seed), 2), (num, *config.model.event_shape))
-    condition = None
-    if config.data.class_conditional:
-        classes = config.model.num_classes or 1
-        labels = jnp.arange(num, dtype=jnp.int32) % classes if labels is None else jnp.asarray(labels)
-        condition = {"labels": labels}
-    # A network is no more exact than this; the default tolerance would triple the evaluations for nothing.
-    if options.get("solver", "dopri5") in ("dopri5", "tsit5"):
-        options = {"rtol": _TOLERANCE, "atol": _TOLERANCE, **options}
-    return fj.sampling.sample(model, noise, condition=condition, path=path, **options)
-
-
-def save_grid(images: np.ndarray, file: Path) -> None:
-    """A contact sheet of pictures (or a scatter plot of points in the plane) as PNG."""
-    fj.data.save_picture(fj.data.contact_sheet(images), file)
-
-
-def load_options(config: TrainConfig) -> dict[str, Any]:
-    """What `flowjax.data.load` is told beside the source."""
-    return {} if config.data.image_size is None else {"image_size": config.data.image_size}
-
-
-def _statistics(features: np.ndarray):
-    return fj.metrics.FrechetStatistics.empty(features.shape[1]).update(features)
+_BLOCK = 4096
 
 
 class FrechetScore:
     """Fréchet distance of samples to the data set, in the features that suit the data set."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: fj.data.Dataset):
         self.features = fj.metrics.features.default_features(dataset)
         self.name: str = self.features.name
-        self._rows = self._extract(dataset.images)
-        self._reference = _statistics(self._rows)
+        self._rows = self._extract(dataset.images[:1])[:0]
+        statistics = fj.metrics.FrechetStatistics.empty(self._rows.shape[1])
+        blocks = []
+        for start in range(0, dataset.num_points, _BLOCK):
+            block = self._extract(dataset.images[start : start + _BLOCK])
+            statistics = statistics.update(block)
+            if block.shape[1] <= _LARGEST_FLOOR:
+                blocks.append(block)
+        self._reference = statistics
+        self._rows = np.concatenate(blocks) if blocks else None
 
     def _extract(self, images) -> np.ndarray:
         return np.asarray(self.features.features(images))
 
     def __call__(self, samples: np.ndarray) -> float:
-        return float(_statistics(self._extract(samples)).frechet_distance(self._reference))
+        return float(fj.metrics.frechet_distance(self._extract(samples), self._reference))
 
     def of_real_rows(self, num: int, *, draws: int = 16) -> dict[str, float] | None:
         """What a perfect sampler of the data set would score with `num` samples: mean and standard deviation.
@@ -77,12 +53,12 @@ class FrechetScore:
         as two networks differ: 512 digits drawn from the data itself are at 3.6 ± 1.1 and not at 0. The rows are drawn
         with replacement. None for more than 1024 features, where so many distances would take minutes.
         """
-        if self._rows.shape[1] > _LARGEST_FLOOR:
+        if self._rows is None:
             return None
         generator = np.random.default_rng(0)
         scores = [
-            _statistics(self._rows[generator.integers(0, len(self._rows), num)]).frechet_distance(
-                self._reference
+            fj.metrics.frechet_distance(
+                self._rows[generator.integers(0, len(self._rows), num)], self._reference
             )
             for _ in range(draws)
         ]
@@ -93,8 +69,8 @@ def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 
     """Where the stochastic target and the exact one coincide on this data set.
 
     For queries on the path at 25 times: the variance of the data point given the query (and its class, where the
-    field has classes), as a share of the data's total variance (mean over queries), and the median effective sample
-    size.
+    field has classes), as a share of the data's total variance (mean over queries; 0 where all points are equal), and
+    the median effective sample size.
     """
     key = jax.random.key(seed)
     index_key, noise_key = jax.random.split(key)
@@ -108,32 +84,12 @@ def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 
         posterior = field.posterior(field.path.interpolate(x0, x1, t), t, labels)
         variance.append(float(posterior.variance.mean()))
         effective.append(float(jnp.median(posterior.effective_sample_size)))
-    total = variance[0]  # at t = 0 every point weighs the same
+    total = variance[0] or 1.0  # at t = 0 every point weighs the same
     return {
         "t": [round(float(t), 4) for t in times],
         "relative_variance": [v / total for v in variance],
         "effective_sample_size": effective,
     }
-
-
-def load_network(run: RunDirectory) -> tuple[TrainConfig, nnx.GraphDef, Any, int]:
-    """Configuration, structure, averaged parameters and step of a run's newest checkpoint.
-
-    Raises:
-        FileNotFoundError: no run, or no checkpoint yet.
-    """
-    from .checkpoint import Checkpoints
-    from .state import create
-
-    config = run.config()
-    if not run.checkpoints.is_dir():
-        raise FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
-    graphdef, state = create(config)
-    with Checkpoints(run.checkpoints) as checkpoints:
-        restored = checkpoints.restore(state, None)
-    if restored is None:
-        raise FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
-    return config, graphdef, restored.ema, int(restored.step)
 
 
 def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed: int = 1) -> dict[str, Any]:
@@ -157,19 +113,19 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
     num_samples = config.num_samples if num_samples is None else num_samples
     if num_samples < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 samples, got {num_samples}")
-    dataset = fj.data.load(config.data.source, **load_options(config))
+    dataset = config.data.load()
     run.check_data(config, dataset.fingerprint)
     config, graphdef, params, step = load_network(run)
+    labels = spread_labels(run.class_counts(), num_samples)
     begin = time.perf_counter()
-    drawn = draw_samples(config, graphdef, params, num_samples, seed=seed)
-    samples = np.asarray(drawn.samples)
+    samples, num_evaluations = draw_samples(config, graphdef, params, num_samples, seed=seed, labels=labels)
     sampling_seconds = time.perf_counter() - begin
     score = FrechetScore(dataset)
-    nearest, second, index = (np.asarray(v) for v in fj.metrics.nearest_distances(samples, dataset.images))
+    nearest, second, index = fj.metrics.nearest_distances(samples, dataset.images)
     result = {
         "step": step,
         "num_samples": num_samples,
-        "num_evaluations": int(drawn.num_evaluations),
+        "num_evaluations": num_evaluations,
         "features": score.name,
         "frechet_distance": score(samples),
         "frechet_distance_of_real_rows": score.of_real_rows(num_samples),
@@ -181,14 +137,14 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
         },
         "pixel_moments": {
             "samples": fj.metrics.pixel_moments(samples),
-            "data": fj.metrics.pixel_moments(to_float(dataset.images)),
+            "data": fj.metrics.pixel_moments(dataset.images),
         },
         "target_curve": target_curve(make_field(config, dataset)),
         "timings": {**time_target(config, dataset), "seconds_for_samples": sampling_seconds},
         "versions": versions(),
     }
     run.samples.mkdir(exist_ok=True)
-    save_grid(samples[:_GRID], run.samples / "final.png")
-    save_grid(np.asarray(dataset.images)[index[:_GRID]], run.samples / "nearest.png")
+    save_grid(samples[:GRID], run.samples / "final.png")
+    save_grid(np.asarray(dataset.images)[index[:GRID]], run.samples / "nearest.png")
     write_whole(run.evaluation_file, json.dumps(result, indent=2) + "\n")
     return result

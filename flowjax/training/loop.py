@@ -12,18 +12,17 @@ import threading
 from typing import Any
 
 import jax
-import numpy as np
 
 import flowjax as fj
 
+from .assembly import assemble
 from .checkpoint import Checkpoints
 from .config import TrainConfig
-from .evaluation import FrechetScore, draw_samples, load_options, save_grid
-from .objective import make_target
+from .evaluation import GRID, FrechetScore
 from .progress import Progress
 from .run_dir import RunDirectory
-from .state import TrainState, create
-from .step import make_step
+from .samples import draw_samples, save_grid, spread_labels
+from .state import TrainState
 
 
 class Stopped(Exception):
@@ -51,22 +50,21 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
         run.read()
     else:
         run.check_free()
-    dataset = fj.data.load(config.data.source, **load_options(config))
+    dataset = config.data.load()
     mesh = fj.data.mesh()
     _check(config, dataset, mesh)
     if resume:
         run.check_resumable(config, dataset.fingerprint)
 
     # Whatever can still be refused is built before the directory is claimed.
-    everywhere = jax.NamedSharding(mesh, jax.P())
-    target, rows = jax.device_put(make_target(config, dataset), everywhere)
-    graphdef, state = create(config)
-    state = jax.device_put(state, everywhere)
-    iterator = fj.data.batches(dataset, config.batch_size, seed=config.seed)
-    step_function = make_step(config, graphdef)
+    parts = assemble(config, dataset, mesh)
+    state, iterator = parts.state, parts.iterator
     score = FrechetScore(dataset)
+    counts = dataset.class_counts if config.data.class_conditional else None
+    labels = spread_labels(counts, config.num_samples)
     if not resume:
-        run.start(config, dataset.fingerprint)
+        run.start(config, dataset.fingerprint, counts)
+    run.samples.mkdir(exist_ok=True)
 
     with Checkpoints(run.checkpoints, exclusive=True) as checkpoints, _Signals() as signals:
         if resume:
@@ -81,19 +79,24 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
             for step in range(start + 1, config.steps + 1):
                 batch = fj.data.place(next(iterator), mesh)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = step_function(state, batch, target, rows)
+                    state, metrics = parts.step(state, batch, parts.target, parts.rows)
                 if pending is not None:
-                    _finish(run, config, progress, *pending)
+                    values = _read(*pending, checkpoints)
+                    _log(run, config, progress, pending[0], values)
                 pending = step, metrics
                 last = step == config.steps
-                if last or step % config.sample_every == 0:
-                    extra = _sample(run, config, graphdef, state, score, step, progress.say)
-                    _finish(run, config, progress, step, metrics, extra)
+                sampling = last or step % config.sample_every == 0
+                saving = last or step % config.checkpoint_every == 0 or bool(signals.received)
+                if sampling or saving:
+                    # Read first: nothing is drawn from, or saved of, a state that is not finite.
+                    values = _read(step, metrics, checkpoints)
+                    if sampling:
+                        values |= _sample(
+                            run, config, parts.graphdef, state, score, labels, step, progress.say
+                        )
+                    _log(run, config, progress, step, values, always=sampling)
                     pending = None
-                if last or step % config.checkpoint_every == 0 or signals.received:
-                    if pending is not None:
-                        _finish(run, config, progress, *pending)
-                        pending = None
+                if saving:
                     checkpoints.save(step, state, iterator)
                 if signals.received and not last:
                     raise Stopped(f"stopped by {signals.received} after step {step}; continue with --resume")
@@ -102,6 +105,10 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
 
 def _check(config: TrainConfig, dataset, mesh) -> None:
     """What only data and devices can tell, before anything is written."""
+    if dataset.num_points < 2:
+        raise ValueError(
+            f"{config.data.source!r} has a single row, which leaves nothing to learn; give at least 2 rows"
+        )
     if tuple(dataset.event_shape) != tuple(config.model.event_shape):
         raise ValueError(
             f"the model takes events of shape {config.model.event_shape}, but {config.data.source!r} has "
@@ -112,34 +119,50 @@ def _check(config: TrainConfig, dataset, mesh) -> None:
             f"batch_size={config.batch_size} cannot be split over {mesh.size} devices × "
             f"accumulate={config.optimizer.accumulate}; choose a multiple of {mesh.size * config.optimizer.accumulate}"
         )
-    if config.target.name == "empirical" and config.target.num_samples > dataset.num_points:
+    num_points = dataset.num_points * (2 if config.data.horizontal_flip else 1)
+    if config.target.name == "empirical" and config.target.num_samples > num_points:
         raise ValueError(
-            f"target.num_samples={config.target.num_samples} exceeds the {dataset.num_points} rows of the data"
+            f"target.num_samples={config.target.num_samples} exceeds the {num_points} points of the data; "
+            f"set --target.num-samples {num_points} or less, or take --target closed-form for all of them"
         )
     if config.data.class_conditional:
         if dataset.labels is None:
             raise ValueError(f"class_conditional training needs labels, and {config.data.source!r} has none")
         if config.model.num_classes != dataset.num_classes:
             raise ValueError(
-                f"the model has num_classes={config.model.num_classes}, the data {dataset.num_classes} classes"
+                f"the model has num_classes={config.model.num_classes}, the data {dataset.num_classes} classes; "
+                f"set --model.num-classes {dataset.num_classes}"
             )
 
 
-def _finish(run, config, progress, step: int, metrics, extra: dict[str, Any] | None = None) -> None:
-    """Read the metrics of a step (waiting for it), stop if the loss is not finite, log."""
+def _read(step: int, metrics: dict[str, jax.Array], checkpoints: Checkpoints) -> dict[str, Any]:
+    """The metrics of a step, waited for.
+
+    Raises:
+        RuntimeError: the loss, the gradient or the parameters after the step are not finite.
+    """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
-        raise RuntimeError(
-            f"the loss of step {step} is {values['loss']}; the last checkpoint is intact. "
-            "A smaller --optimizer.learning-rate or --optimizer.clip usually helps"
+    if values.pop("finite"):
+        return values
+    what = f"the loss of step {step} is {values['loss']}"
+    if math.isfinite(values["loss"]):
+        what = (
+            f"step {step} left parameters that are not finite (loss {values['loss']:.4g}, gradient norm "
+            f"{values['grad_norm']:.4g})"
         )
-    if extra is not None or step % config.log_every == 0 or step == config.steps:
-        run.append_metrics({"step": step, **values, **(extra or {})})
+    raise RuntimeError(
+        f"{what}; {checkpoints.newest()}. A smaller --optimizer.learning-rate or --optimizer.clip usually helps"
+    )
+
+
+def _log(run, config, progress, step: int, values: dict[str, Any], *, always: bool = False) -> None:
+    if always or step % config.log_every == 0:
+        run.append_metrics({"step": step, **values})
     progress.update(step, values)
 
 
 def _sample(
-    run, config, graphdef, state: TrainState, score: FrechetScore, step: int, say
+    run, config, graphdef, state: TrainState, score: FrechetScore, labels, step: int, say
 ) -> dict[str, float | None]:
     """Samples of the averaged network: a grid of the first ones and their Fréchet distance.
 
@@ -147,12 +170,14 @@ def _sample(
     no reason to lose the run.
     """
     try:
-        samples = draw_samples(config, graphdef, state.ema, config.num_samples, seed=config.seed).samples
+        samples = draw_samples(
+            config, graphdef, state.ema, config.num_samples, seed=config.seed, labels=labels
+        ).samples
     except RuntimeError as error:
         say(f"no samples of step {step}: {error}")
         return {"frechet_distance": None}
-    save_grid(np.asarray(samples)[:64], run.samples / f"step-{step:06d}.png")
-    return {"frechet_distance": score(np.asarray(samples))}
+    save_grid(samples[:GRID], run.samples / f"step-{step:06d}.png")
+    return {"frechet_distance": score(samples)}
 
 
 class _Signals(contextlib.AbstractContextManager):

@@ -14,6 +14,7 @@ def digits() -> TrainConfig:
     Cost: 2 min 24 s on two CPU cores, sampling and report included; the exact target is 5 % of a step. Expect samples
     that read as digits, 0 % memorised at ratio 1/3 (.4 % at 2/3), and a Fréchet distance of 4.4 ± .8 with 512 samples
     (one network, eight seeds of noise), where as many real rows score 3.6 ± 1.1: compare networks with more samples.
+
     Command: flowjax train digits
     """
     return TrainConfig(
@@ -32,6 +33,7 @@ def two_moons() -> TrainConfig:
     """Two moons, points in the plane, by an MLP on the exact target.
 
     Cost: under two minutes on two CPU cores. Expect two clean crescents.
+
     Command: flowjax train two-moons
     """
     return TrainConfig(
@@ -51,6 +53,7 @@ def fashion_mnist() -> TrainConfig:
 
     Cost: made for one GPU; not run to the end here, so no number is promised. The paper (arXiv 2506.03719, table 1)
     has Fréchet distance 21.4 at epoch 100 for CFM, in the features of its own classifier.
+
     Command: flowjax train fashion-mnist --data.source idx:DIR
     """
     return TrainConfig(
@@ -69,6 +72,7 @@ def cifar10() -> TrainConfig:
     """CIFAR-10 with the paper's network (35.7 M parameters) and hyper-parameters, on the exact target.
 
     Cost: made for one large GPU; not run to the end here, so no number is promised. arXiv 2506.03719, appendix.
+
     Command: flowjax train cifar10 --data.source npz:FILE
     """
     return TrainConfig(

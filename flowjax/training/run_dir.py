@@ -8,12 +8,15 @@ evaluation.json, report.html
 """
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from flowjax._files import replacing
 
 from .config import TrainConfig, first_difference
 
@@ -30,8 +33,13 @@ class RunDirectory:
         self.samples = self.path / "samples"
         self.evaluation_file = self.path / "evaluation.json"
 
-    def start(self, config: TrainConfig, fingerprint: str) -> None:
+    def start(self, config: TrainConfig, fingerprint: str, class_counts: list[int] | None = None) -> None:
         """Claim the directory for a new run.
+
+        Args:
+            config: the run.
+            fingerprint: of its data.
+            class_counts: rows of each class, for class-conditional runs: the proportions of samples.
 
         Raises:
             ValueError: it exists and holds something.
@@ -39,9 +47,13 @@ class RunDirectory:
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         # First of all, so that a run killed right after can be told from a folder of somebody else's.
-        values = {"config": config.to_dict(), "data_fingerprint": fingerprint, "versions": versions()}
+        values = {
+            "config": config.to_dict(),
+            "data_fingerprint": fingerprint,
+            "class_counts": class_counts,
+            "versions": versions(),
+        }
         write_whole(self.config_file, json.dumps(values, indent=2) + "\n")
-        self.samples.mkdir(exist_ok=True)
 
     def check_free(self) -> None:
         """Raises ValueError unless the path is free for a new run: not there, or an empty directory."""
@@ -52,6 +64,8 @@ class RunDirectory:
         existing = next((p for p in (self.path, *self.path.parents) if p.exists()), None)
         if existing is not None and not existing.is_dir():
             raise ValueError(f"{existing} is a file; choose another --run-dir")
+        if existing is not None and not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(f"{existing} cannot be written to; choose another --run-dir")
         if existing == self.path and any(p != self._config_part for p in self.path.iterdir()):
             raise ValueError(f"{self.path} already holds something else than a run; choose another --run-dir")
 
@@ -80,39 +94,58 @@ class RunDirectory:
             raise FileNotFoundError(f"{self.path} holds no run: it has no config.json")
         try:
             values = json.loads(self.config_file.read_text())
-            return {key: values[key] for key in ("config", "data_fingerprint", "versions")}
+            return {key: values[key] for key in ("config", "data_fingerprint", "class_counts", "versions")}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.config_file} is damaged: {error}") from None
 
     def config(self) -> TrainConfig:
         return TrainConfig.from_dict(self.read()["config"])
 
+    def class_counts(self) -> list[int] | None:
+        """Rows of each class in the data of a class-conditional run, else None."""
+        return self.read()["class_counts"]
+
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Append one whole line: a single write of an already open file, so that a kill leaves no half line."""
+        """Append one whole line: a single write of an already open file, so that a kill leaves no half line.
+
+        Raises:
+            OSError: the disk is full; the file is as it was.
+        """
         data = (json.dumps(line) + "\n").encode()
         descriptor = os.open(self.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, data)
+            written = os.write(descriptor, data)
+            if written < len(data):
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(
+                    errno.ENOSPC,
+                    "no space left; free some and continue with --resume",
+                    str(self.metrics_file),
+                )
         finally:
             os.close(descriptor)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Keep the whole lines up to a step: those after it will be written again."""
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first; a line that is not whole is left out."""
         if not self.metrics_file.is_file():
-            return
-        kept = []
+            return []
+        lines = []
         for line in self.metrics_file.read_text().splitlines():
             with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_whole(self.metrics_file, "".join(kept))
+                lines.append(json.loads(line))
+        return lines
+
+    def truncate_metrics(self, step: int) -> None:
+        """Keep the whole lines up to a step: those after it will be written again."""
+        if self.metrics_file.is_file():
+            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+            write_whole(self.metrics_file, "".join(kept))
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write beside the file, then move over it: it is the old one or the new one, never a part."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    """Write a text file, whole or not at all."""
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ def make_step(config: TrainConfig, graphdef: nnx.GraphDef) -> Step:
 
     `batch` has image [b, *event], index [b] and, for class-conditional training, label [b]. `target` and `rows`
     (the data set, or None for targets without need of it) are arguments, so the data is never a constant.
-    Metrics: loss, grad_norm, learning_rate, scalars.
+    Metrics: loss, grad_norm, learning_rate, and whether loss, gradient and new parameters are all finite; scalars.
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate(config)
@@ -35,10 +35,10 @@ def make_step(config: TrainConfig, graphdef: nnx.GraphDef) -> Step:
     def step(state: TrainState, batch: Batch, target: Target, rows: jax.Array | None):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         target_key, noise_key, dropout_key = jax.random.split(key, 3)
-        example = draw(config, noise_key, batch)
+        example = draw(config, noise_key, batch, rows)
         x0, x1, t = example["x0"], example["x1"], example["t"]
-        labels = example.get("labels")
-        velocity = target(target_key, x0, x1, t, index=batch["index"], labels=labels, rows=rows)
+        index, labels = example.pop("index"), example.get("labels")
+        velocity = target(target_key, x0, x1, t, index=index, labels=labels, rows=rows)
         example["x_t"] = target.path.interpolate(x0, x1, t)
         example["velocity"] = jax.lax.stop_gradient(velocity)
         loss, gradient = _loss_and_gradient(config, graphdef, state.params, dropout_key, example)
@@ -48,28 +48,32 @@ def make_step(config: TrainConfig, graphdef: nnx.GraphDef) -> Step:
         # Early on a plain average: the decay's memory would otherwise be full of the random start.
         decay = jnp.minimum(config.optimizer.ema_decay, count / (count + 10))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+        finite = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), (loss, gradient, params))
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state.step + 1), jnp.float32),
+            "finite": jax.tree.reduce(jnp.logical_and, finite),
         }
         return TrainState(state.step + 1, params, ema, optimizer_state, state.key), metrics
 
     return step
 
 
-def draw(config: TrainConfig, key: jax.Array, batch: Batch) -> dict[str, Any]:
-    """Noise x0, data x1, time t and labels of one batch."""
+def draw(config: TrainConfig, key: jax.Array, batch: Batch, rows: jax.Array | None) -> dict[str, Any]:
+    """Noise x0, data x1, time t, row numbers and labels of one batch. The mirror image of row i is row i + n."""
     noise_key, time_key, flip_key = jax.random.split(key, 3)
-    x1 = to_float(batch["image"])
+    x1, index = to_float(batch["image"]), batch["index"]
     if config.data.horizontal_flip:
         flip = jax.random.bernoulli(flip_key, 0.5, (x1.shape[0],) + (1,) * (x1.ndim - 1))
         x1 = jnp.where(flip, jnp.flip(x1, -2), x1)
+        if rows is not None:
+            index = index + rows.shape[0] * flip.reshape(-1).astype(index.dtype)
     if config.time == "uniform":
         t = jax.random.uniform(time_key, (x1.shape[0],))
     else:
         t = jnp.minimum(jax.nn.sigmoid(jax.random.normal(time_key, (x1.shape[0],))), _LAST_TIME)
-    example = {"x0": jax.random.normal(noise_key, x1.shape), "x1": x1, "t": t}
+    example = {"x0": jax.random.normal(noise_key, x1.shape), "x1": x1, "t": t, "index": index}
     if config.data.class_conditional:
         example["labels"] = batch["label"]
     return example
@@ -86,7 +90,8 @@ def _loss_and_gradient(config: TrainConfig, graphdef, params, key, example):
     count = config.optimizer.accumulate
     if count == 1:
         return jax.value_and_grad(loss)(params, key, example)
-    parts = jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]), example)
+    # The batch's rows are split over the devices; so stay those of every part when each takes every count-th row.
+    parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), example)
 
     def add(total, inputs):
         part_key, part = inputs

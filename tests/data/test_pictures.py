@@ -84,7 +84,7 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full_disk(self, file, **options):
-        file.write(b"half a pict")
+        file.write_bytes(b"half a pict")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)

@@ -15,7 +15,11 @@ def run_dir(tmp_path):
 
     run = tmp_path / "digits"
     (run / "samples").mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"preset": "digits", "note": "<script>"}))
+    (run / "config.json").write_text(
+        json.dumps(
+            {"config": {"note": "<script>"}, "data_fingerprint": "0", "class_counts": None, "versions": {}}
+        )
+    )
     lines = [
         {"step": s, "loss": 1 / s, "frechet_distance": 9.0 / s if s % 5 == 0 else None} for s in range(1, 21)
     ]

@@ -130,7 +130,7 @@ def test_errors(batch):
         fj.targets.empirical(0)
     with pytest.raises(ValueError, match="index="):
         fj.targets.empirical(4)(jax.random.key(0), x0, x1, t)
-    with pytest.raises(ValueError, match="40 rows"):
+    with pytest.raises(ValueError, match="40 points"):
         fj.targets.empirical(41)(jax.random.key(0), x0, x1, t, index=index, rows=data)
     with pytest.raises(ValueError, match="labels"):
         fj.targets.empirical(4)(jax.random.key(0), x0, x1, t, index=index, rows=data, labels=index)

@@ -40,7 +40,7 @@ def test_numbers_that_are_not_whole(changes):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, "seed must lie in 0..4294967295, got -1"),
         ({"optimizer": OptimizerConfig(weight_decay=0.1)}, "no effect on adam; set --optimizer.name adamw"),
         ({"optimizer": OptimizerConfig(name="adamw", weight_decay=-0.1)}, "finite and not negative"),
         ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "must be positive"),

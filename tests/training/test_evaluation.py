@@ -12,7 +12,7 @@ import scipy.linalg
 import flowjax as fj
 from flowjax import models, training
 from flowjax.closed_form import oracle
-from flowjax.training import evaluation, loop, objective, state, step
+from flowjax.training import assembly, evaluation, loop, samples, state, step
 
 CONFIG = training.TrainConfig(
     model=models.MLPConfig(event_shape=(2,), width=16),
@@ -78,17 +78,17 @@ def test_the_target_curve_is_the_oracle_s():
 
 def test_distances_and_memorised_fractions_are_those_of_the_samples(evaluated):
     run, result = evaluated
-    config, graphdef, params, reached = evaluation.load_network(run)
+    config, graphdef, params, reached = samples.load_network(run)
     assert reached == result["step"] == CONFIG.steps
-    samples = np.asarray(evaluation.draw_samples(config, graphdef, params, 16, seed=1).samples, np.float64)
+    drawn = np.asarray(samples.draw_samples(config, graphdef, params, 16, seed=1).samples, np.float64)
     rows = np.asarray(fj.data.load("two-moons").images, np.float64)
-    distances = np.sort(np.linalg.norm(samples[:, None] - rows[None], axis=2), axis=1)
+    distances = np.sort(np.linalg.norm(drawn[:, None] - rows[None], axis=2), axis=1)
     assert result["nearest_distance_median"] == pytest.approx(np.median(distances[:, 0]), rel=1e-4)
     assert result["second_nearest_distance_median"] == pytest.approx(np.median(distances[:, 1]), rel=1e-4)
     for name, ratio in (("1/3", 1 / 3), ("2/3", 2 / 3)):
         expected = np.mean(distances[:, 0] < ratio * distances[:, 1])
         assert result["memorised_fraction"][name] == pytest.approx(expected)
-    assert result["pixel_moments"]["samples"]["mean"] == pytest.approx(samples.mean(), rel=1e-4)
+    assert result["pixel_moments"]["samples"]["mean"] == pytest.approx(drawn.mean(), rel=1e-4)
     assert result["timings"]["target_share_of_step"] > 0
     assert result["features"] == "pixels"
     assert json.loads(run.evaluation_file.read_text()) == result
@@ -96,7 +96,7 @@ def test_distances_and_memorised_fractions_are_those_of_the_samples(evaluated):
 
 def test_samples_come_from_the_averaged_parameters(evaluated):
     run, _ = evaluated
-    _, _, averaged, _ = evaluation.load_network(run)
+    _, _, averaged, _ = samples.load_network(run)
     _, fresh = state.create(CONFIG)
     with training.checkpoint.Checkpoints(run.checkpoints) as checkpoints:
         restored = checkpoints.restore(fresh, None)
@@ -108,7 +108,7 @@ def test_samples_come_from_the_averaged_parameters(evaluated):
 def test_the_average_follows_its_recurrence():
     """Three steps by hand in float64: e ← d e + (1 − d) p with d = min(decay, k/(k + 10))."""
     dataset = fj.data.load("two-moons")
-    target, rows = objective.make_target(CONFIG, dataset)
+    target, rows = assembly.make_target(CONFIG, dataset)
     graphdef, current = state.create(CONFIG)
     function = step.make_step(CONFIG, graphdef)
     iterator = fj.data.batches(dataset, 16, seed=0)
@@ -133,7 +133,7 @@ def test_eight_devices_reach_the_parameters_of_one():
     for devices in (1, 8):
         mesh = fj.data.mesh(jax.devices()[:devices])
         everywhere = jax.NamedSharding(mesh, jax.P())
-        target = jax.device_put(objective.make_target(config, dataset)[0], everywhere)
+        target = jax.device_put(assembly.make_target(config, dataset)[0], everywhere)
         graphdef, current = state.create(config)
         current = jax.device_put(current, everywhere)
         function = step.make_step(config, graphdef)
@@ -171,19 +171,19 @@ def test_mirror_images_are_drawn_and_mirrored_along_the_width():
     images = np.arange(64 * 16, dtype=np.float32).reshape(64, 4, 4, 1)
     batch = {"image": jnp.asarray(images), "index": jnp.arange(64)}
     config = pictures("npz:unused", horizontal_flip=True)
-    drawn = np.asarray(step.draw(config, jax.random.key(0), batch)["x1"])
+    drawn = np.asarray(step.draw(config, jax.random.key(0), batch, None)["x1"])
     mirrored = np.array([np.array_equal(d, i[:, ::-1]) for d, i in zip(drawn, images, strict=True)])
     kept = np.array([np.array_equal(d, i) for d, i in zip(drawn, images, strict=True)])
     assert (mirrored ^ kept).all()
     assert 16 <= mirrored.sum() <= 48
-    plain = step.draw(pictures("npz:unused"), jax.random.key(0), batch)["x1"]
+    plain = step.draw(pictures("npz:unused"), jax.random.key(0), batch, None)["x1"]
     np.testing.assert_array_equal(plain, images)
 
 
 def test_logit_normal_times_stay_below_one_and_centre_on_a_half():
     config = dataclasses.replace(CONFIG, time="logit-normal")
     batch = {"image": jnp.zeros((20_000, 2)), "index": jnp.zeros(20_000, jnp.int32)}
-    t = np.asarray(step.draw(config, jax.random.key(0), batch)["t"], np.float64)
+    t = np.asarray(step.draw(config, jax.random.key(0), batch, None)["t"], np.float64)
     assert t.min() > 0
     assert t.max() < 1
     normal = np.log(t / (1 - t))
@@ -192,7 +192,7 @@ def test_logit_normal_times_stay_below_one_and_centre_on_a_half():
 
 
 def test_a_solver_that_gives_up_costs_a_picture_and_not_the_run(tmp_path, monkeypatch, capsys):
-    real = evaluation.draw_samples
+    real = samples.draw_samples
 
     def gives_up_once(config, graphdef, params, num, **options):
         if not (tmp_path / "run" / "samples" / "tried").exists():
@@ -226,8 +226,8 @@ def test_samples_can_be_drawn_where_the_data_is_not(tmp_path):
     source = write_npz(tmp_path / "rows.npz")
     run = training.train(pictures(source), tmp_path / "run")
     (tmp_path / "rows.npz").unlink()
-    config, graphdef, params, _ = evaluation.load_network(run)
-    assert evaluation.draw_samples(config, graphdef, params, 3, seed=0).samples.shape == (3, 4, 4, 1)
+    config, graphdef, params, _ = samples.load_network(run)
+    assert samples.draw_samples(config, graphdef, params, 3, seed=0).samples.shape == (3, 4, 4, 1)
     with pytest.raises(FileNotFoundError):
         training.evaluate(run.path)
 
@@ -236,7 +236,7 @@ def test_nothing_is_claimed_when_what_comes_after_the_checks_fails(tmp_path, mon
     def fails(*_):
         raise ValueError("data holds NaN")
 
-    monkeypatch.setattr(loop, "make_target", fails)
+    monkeypatch.setattr(assembly, "make_target", fails)
     with pytest.raises(ValueError, match="NaN"):
         training.train(CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
