@@ -11,6 +11,9 @@ from jax.typing import ArrayLike
 from .dense import Rows
 from .rows import to_float
 
+_LARGEST_NORM = 1e12
+"""A logit's scale alpha²‖y‖²/(2 sigma²) stays within float32 up to the last float32 time, sigma = 6e-8, below this."""
+
 Placement = tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str]
 """The mesh and the name of its axis that rows lie split over."""
 
@@ -36,28 +39,25 @@ def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool) -> Rows:
     n = data.shape[0]
     if labels is not None:
         labels = _check_row_labels(labels, n)
-    if weights is not None:
-        weights = _check_weights(weights, n)
-    centre, squares, max_norm, far = _statistics(data, horizontal_flip=horizontal_flip)
-    if isinstance(max_norm, Tracer) or not bool(far):
-        centre = None
-        squares, max_norm = _uncentred(data)
-    if not isinstance(max_norm, Tracer) and not np.isfinite(max_norm):
+    log_weights = None if weights is None else _log_weights(weights, n)
+    centre, squares, max_norm = _geometry(data, horizontal_flip)
+    if not isinstance(max_norm, Tracer) and not max_norm <= _LARGEST_NORM:
         raise ValueError(
-            "data holds NaN, inf, or numbers too large for float32; remove or rescale those rows"
+            f"data holds NaN, inf, or rows of a norm above {_LARGEST_NORM:g}, whose squares leave float32 late in "
+            "time; remove or rescale those rows"
         )
     with jax.enable_x64(True):
-        prior = jnp.ones(n, jnp.float64) if weights is None else jnp.asarray(weights, jnp.float64)
+        prior = jnp.ones(n, jnp.float64) if log_weights is None else jnp.exp(log_weights)
         if labels is None:
             totals = jnp.sum(prior)[None]
         else:
             totals = jax.ops.segment_sum(prior, labels, int(jnp.max(labels)) + 1)
         class_log_weights = jnp.log(totals).astype(jnp.float32)
-        log_weights, bound = None, jnp.zeros((), jnp.float32)
-        if weights is not None:
-            logs = jnp.log(prior)
-            log_weights = logs.astype(jnp.float32)
-            bound = jnp.max(jnp.where(jnp.isfinite(logs), jnp.abs(logs), 0)).astype(jnp.float32)
+        bound = jnp.zeros((), jnp.float32)
+        if log_weights is not None:
+            finite = jnp.where(jnp.isfinite(log_weights), jnp.abs(log_weights), 0)
+            bound = jnp.max(finite).astype(jnp.float32)
+            log_weights = log_weights.astype(jnp.float32)
     placed = placement(data)
     if placed is not None:
         mesh, axis = placed
@@ -72,35 +72,49 @@ def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool) -> Rows:
     return Rows(data, squares, log_weights, labels, centre, max_norm, bound, class_log_weights)
 
 
-@jax.jit
-def _uncentred(data: jax.Array):
-    """Square norms and their maximum, accumulated in float64."""
-    with jax.enable_x64(True):
-        points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
-        squares = jnp.sum(points**2, 1)
-        return squares.astype(jnp.float32), _round_up(jnp.sqrt(jnp.max(squares)))
+def _geometry(data: jax.Array, horizontal_flip: bool) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+    """Centre [d] or None, square norms [n] about it, and an upper bound of the largest norm; float32.
 
-
-@functools.partial(jax.jit, static_argnames="horizontal_flip")
-def _statistics(data: jax.Array, *, horizontal_flip: bool):
-    """Mean row, square norms and largest norm about it, and whether the data lies far from the origin.
-
-    Centring makes the products smaller where the mean is large compared with the spread; it costs one
-    subtraction per element and block, so it is done only then.
+    Centring makes the products smaller where the mean is large compared with the spread; it costs one subtraction per
+    element and block, so it is done only then (and not under a trace, where the choice cannot be made).
     """
+    if not isinstance(data, Tracer):
+        centre = _mean(data, horizontal_flip=horizontal_flip)
+        squares, max_norm = _square_norms(data, centre)
+        if bool(jnp.sum(centre**2) > jnp.mean(squares)):
+            return centre, squares, max_norm
+    return None, *_square_norms(data, None)
+
+
+# Each of the two is one reduction, so that XLA converts and sums in one loop and makes no float64 copy of the data.
+@functools.partial(jax.jit, static_argnames="horizontal_flip")
+def _mean(data: jax.Array, *, horizontal_flip: bool) -> jax.Array:
+    """Mean row, accumulated in float64, [d] float32."""
+    with jax.enable_x64(True):
+        total = jnp.sum(to_float(data).astype(jnp.float64), 0)
+        mean = total / data.shape[0]
+        if horizontal_flip:
+            mean = (mean + mean[:, ::-1]) / 2
+        return mean.reshape(-1).astype(jnp.float32)
+
+
+@jax.jit
+def _square_norms(data: jax.Array, centre: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Square norms about the centre [n] and their largest root rounded up; summed in float64."""
     with jax.enable_x64(True):
         points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
-        mean = jnp.mean(points, 0)
-        if horizontal_flip:
-            mean = (mean + mean.reshape(data.shape[1:])[:, ::-1].reshape(-1)) / 2
-        centre = mean.astype(jnp.float32)
-        squares = jnp.sum((points - centre) ** 2, 1)
-        far = jnp.sum(mean**2) > jnp.mean(squares)
-        return centre, squares.astype(jnp.float32), _round_up(jnp.sqrt(jnp.max(squares))), far
+        if centre is not None:
+            points = points - centre.astype(jnp.float64)
+        squares = jnp.sum(points**2, 1)
+        largest = jnp.sqrt(jnp.max(squares)) * (1 + 2.0**-20)
+        return squares.astype(jnp.float32), largest.astype(jnp.float32)
 
 
-def _round_up(value: jax.Array) -> jax.Array:
-    return (value * (1 + 2.0**-20)).astype(jnp.float32)
+def empty_classes(rows: Rows) -> tuple[int, ...]:
+    """Classes without points of positive weight, where that is known."""
+    if rows.labels is None or isinstance(rows.class_log_weights, Tracer):
+        return ()
+    return tuple(np.flatnonzero(np.isneginf(np.asarray(rows.class_log_weights))).tolist())
 
 
 def _check_row_labels(labels, n: int) -> jax.Array:
@@ -118,22 +132,28 @@ def _check_row_labels(labels, n: int) -> jax.Array:
     return labels.astype(jnp.int32)
 
 
-def _check_weights(weights, n: int) -> jax.Array:
-    weights = jnp.asarray(weights)
-    if jnp.issubdtype(weights.dtype, jnp.complexfloating) or weights.dtype == jnp.bool_:
+def _log_weights(weights, n: int) -> jax.Array:
+    """Log of every weight's share of the largest one, [n] float64; the weights themselves may leave float32."""
+    known = not isinstance(weights, Tracer)
+    weights = np.asarray(weights) if known else weights
+    if weights.dtype.kind not in "fiu" and not jnp.issubdtype(weights.dtype, jnp.floating):
         raise TypeError(f"weights must be real numbers, got {weights.dtype}")
     if weights.shape != (n,):
         raise ValueError(
             f"weights have shape {weights.shape}, but the data has {n} rows; give one weight a row"
         )
-    if not isinstance(weights, Tracer):
-        values = np.asarray(weights)
+    with jax.enable_x64(True):
+        if not known:
+            values = weights.astype(jnp.float64)
+            return jnp.log(values / jnp.max(values))
+        values = weights.astype(np.float64)
         if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() == 0:
             raise ValueError(
                 "weights must be finite, non-negative and not all zero, "
                 f"got values from {values.min():g} to {values.max():g}"
             )
-    return weights.astype(jnp.float32)
+        with np.errstate(divide="ignore"):
+            return jnp.asarray(np.log(values) - np.log(values.max()))
 
 
 def placement(data: jax.Array) -> Placement | None:

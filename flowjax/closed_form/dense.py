@@ -123,6 +123,15 @@ class Settings:
         return jnp.float64 if self.precision == "float64" else jnp.float32
 
 
+def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Contract axis axes[0] of a with axes[1] of b, in full precision.
+
+    Not `jnp.matmul`: that asks for its result's dtype by name, which the rules of vmap and of transposition, applied
+    outside the float64 island, cut down to float32.
+    """
+    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
 def uses_direct_differences(dimension: int) -> bool:
     return dimension <= DIRECT_DIMENSIONS
 
@@ -143,7 +152,9 @@ def read_block(
     points = to_float(block).astype(dtype)
     if rows.centre is not None:
         points = points - rows.centre.astype(dtype)
-    return points, lax.dynamic_slice_in_dim(rows.square_norms, start, size).astype(dtype)
+    if dtype == jnp.float64:  # the stored ones are rounded to float32
+        return points, jnp.sum(points**2, 1)
+    return points, lax.dynamic_slice_in_dim(rows.square_norms, start, size)
 
 
 @typed
@@ -171,8 +182,7 @@ def _block_logits(
         logits = bias + (constant[:, None] - (0.5 / query.sigma**2)[:, None] * square)
     else:
         theta, c = natural_parameters(query)
-        product = jnp.matmul(theta, points.T, precision=lax.Precision.HIGHEST)
-        logits = product + (bias - c[:, None] * squares)
+        logits = product(theta, points, (1, 1)) + (bias - c[:, None] * squares)
     if query.labels is not None and rows.labels is not None:
         row_labels = lax.dynamic_slice_in_dim(rows.labels, start, size)
         logits = jnp.where(query.labels[:, None] == row_labels, logits, -jnp.inf)
@@ -209,13 +219,13 @@ def _block_moments(
         # With a factor l' the derivatives of exp(l) l and exp(2 l): exp(l) (l + 1) l' and 2 exp(2 l) l'.
         scalars = Scalars(
             logit=jnp.sum(terms * (finite if factor is None else finite + 1), 1),
-            square=terms @ squares,
+            square=product(terms, squares, (1, 0)),
             squared=jnp.sum(weights * terms, 1) * (1 if factor is None else 2),
         )
     return Moments(
         max=maximum,
         normaliser=jnp.sum(terms, 1),
-        weighted_sum=jnp.matmul(terms, points, precision=lax.Precision.HIGHEST),
+        weighted_sum=product(terms, points, (1, 0)),
         scalars=scalars,
     )
 
@@ -277,6 +287,12 @@ def _select(
 
 @stream.defjvp
 def _stream_jvp(settings: Settings, primals, tangents):
+    with jax.enable_x64(True):  # derivatives are taken outside the island that called `stream`
+        return _moments_along(settings, primals, tangents)
+
+
+def _moments_along(settings: Settings, primals, tangents):
+    """Moments and their derivative along the tangent of the query; the candidates are constants."""
     query, rows = primals
     query_dot, _ = tangents  # the data is a constant
     total, candidates = stream(settings, query, rows)
@@ -296,8 +312,7 @@ def _stream_jvp(settings: Settings, primals, tangents):
     @jax.checkpoint
     def block(step, query, theta_dot, c_dot):
         points, squares, logits, _ = _block_logits(settings, query, rows, step)
-        speed = jnp.matmul(theta_dot, points.T, precision=lax.Precision.HIGHEST)
-        speed = speed - c_dot[:, None] * squares
+        speed = product(theta_dot, points, (1, 1)) - c_dot[:, None] * squares
         return _block_moments(settings, total.max, logits, speed, points, squares)
 
     def body(carry, step):

@@ -15,7 +15,7 @@ Error analysis (u = unit roundoff of the pass, Y = max ‖y − centre‖, X = �
          any order of summation: Higham, Accuracy and Stability of Numerical Algorithms, §3.1. With direct
          differences the first two terms become (d + 8)|l| + 3 (alpha Y + X) sqrt(2 |l|)/sigma.
     (2)  rows with wrong logits carry at most the share rho of the weight, so the mean moves by at most
-         (exp(2E) − 1) min(2 sqrt(rho V), 4 rho Y), V = variance; sums add (block + blocks + 16) u exp(E) Y
+         (exp(2E) − 1) min(2 sqrt(rho V), 4 rho Y), V = variance; sums add 2 (block + 4 blocks + 16) u exp(E) Y
     (3)  dropping n' rows whose logits are ≤ r moves the mean by at most 2 Y eps/(1 + eps), with
          eps = n' exp(r + E − log normaliser of the candidates)
     (4)  no error of the mean exceeds 2 Y: both lie in the convex hull of the data.
@@ -88,7 +88,7 @@ def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: PerQuery)
     d = rows.dimension
     x, y = _norm(query.x), rows.max_norm.astype(jnp.float64)
     if uses_direct_differences(d):
-        size = jnp.abs(log_normaliser) + RELEVANT
+        size = jnp.abs(log_normaliser) + RELEVANT + rows.log_weight_bound.astype(jnp.float64)
         terms = (d + 8) * size + 3 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma
     else:
         scale = query.alpha / query.sigma**2
@@ -227,6 +227,10 @@ def _all_parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
     return mapped(rows, query)
 
 
+def _clip_above(value: jax.Array) -> jax.Array:
+    return jnp.where(value > 0, 0.0, value)
+
+
 class _Schedule(NamedTuple):
     alpha: PerQuery
     sigma: PerQuery
@@ -273,7 +277,8 @@ def _finalise(
         log_density=log_normaliser - log_prior - constant,
         entropy=_clip(log_sum - scalars.logit / normaliser),
         effective_sample_size=normaliser * normaliser / scalars.squared,
-        max_weight=jnp.exp(best_logit - log_normaliser),
+        # No weight exceeds 1. The dense estimate of the normaliser may, late in time: exp would overflow.
+        max_weight=jnp.exp(_clip_above(best_logit - log_normaliser)),
         argmax=None,
         variance=_clip(scalars.square / normaliser - jnp.sum(relative * relative, 1)),
         error_bound=None,
@@ -343,14 +348,15 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     unit = 2.0**-53 if settings.precision == "float64" else 2.0**-24
     y = rows.max_norm.astype(jnp.float64)
     blocks = -(-rows.count // settings.block_size)
-    summation = unit * (settings.block_size + blocks + 16)
+    # Sums within a block, and a rescaling and an addition per merge.
+    summation = unit * (settings.block_size + 4 * blocks + 16)
 
     log_normaliser = combined.max + jnp.log(combined.normaliser)
     e = _logit_error(plan, rows, query, log_normaliser)
     growth, spread = jnp.exp(jnp.minimum(e, 50.0)), jnp.expm1(jnp.minimum(2 * e, 100.0))
     remainder = parts.remainder.normaliser * jnp.exp(parts.remainder.max - log_normaliser)
     rho = jnp.minimum(1.0, growth * (remainder + summation))
-    sums = summation * growth * y
+    sums = 2 * summation * growth * y  # of the weighted sum and of the normaliser
     tail = (
         _num_seen(plan, rows) * jnp.exp(-RELEVANT + 2 * e) * 2 * y
         if uses_direct_differences(rows.dimension)
@@ -368,7 +374,7 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     gap = jnp.minimum(parts.rest + e - exact_log, 700.0)
     dropped = _num_seen(plan, rows) * jnp.exp(gap)
     d, x = rows.dimension, _norm(query.x)
-    size = jnp.abs(exact_log) + RELEVANT
+    size = jnp.abs(exact_log) + RELEVANT + rows.log_weight_bound.astype(jnp.float64)
     e_exact = 2.0**-53 * ((d + 16) * size + 4 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma)
     e_exact = e_exact + _weight_error(rows) + 1e-15
     lost = 2 * y * dropped / (1 + dropped)

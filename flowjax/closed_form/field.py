@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
-from .construct import Placement, as_rows, make_rows, placement
+from .construct import Placement, as_rows, empty_classes, make_rows, placement
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
 
@@ -23,7 +23,6 @@ _BUILT_METHODS = ("auto", "dense")
 _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
-_LAST_TIME = 1 - 2.0**-24  # the largest float32 below one
 
 
 class Posterior(NamedTuple):
@@ -61,6 +60,7 @@ class _Static:
     block_size: int | None
     horizontal_flip: bool
     placement: Placement | None
+    empty_classes: tuple[int, ...]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -119,7 +119,14 @@ class ClosedFormField:
             )
         self._rows = make_rows(data, weights, labels, horizontal_flip)
         self._static = _Static(
-            path, method, float(tolerance), precision, block_size, horizontal_flip, placement(data)
+            path,
+            method,
+            float(tolerance),
+            precision,
+            block_size,
+            horizontal_flip,
+            placement(data),
+            empty_classes(self._rows),
         )
 
     # -- pytree -----------------------------------------------------------------------------------------
@@ -190,8 +197,8 @@ class ClosedFormField:
 
         Raises:
             ValueError: x of another event shape, or t or labels out of range. Under a trace, where values
-                are unknown, t outside [0, 1) is evaluated at the nearest time inside (0 or 1 − 2^-24), and a
-                label out of range gives NaN, as does a NaN anywhere.
+                are unknown, t outside [0, 1) is evaluated at the nearest time inside (0, or 1 − 2^-24 in float32),
+                and a label out of range or of an empty class gives NaN, as does a NaN anywhere.
         """
         return self._evaluate(x, t, labels, scalars=False)[1]
 
@@ -222,29 +229,53 @@ class ClosedFormField:
         x = x.reshape(-1, int(np.prod(event)))
         if x.dtype not in (jnp.float32, jnp.float64):
             x = x.astype(jnp.float32)
-        low, high = _concrete_range(t)
-        if not (low >= 0 and high < 1):
-            raise ValueError(
-                f"t must lie in [0, 1), got values from {low:g} to {high:g}; the field is singular at t = 1"
-            )
-        t = _broadcast_to_batch(jnp.asarray(t, x.dtype), batch, "t")
+        t = _broadcast_to_batch(self._check_times(t, x.dtype), batch, "t")
         if labels is not None:
-            labels = self._check_labels(labels, batch)
+            self.check_condition(labels)
+            labels = _broadcast_to_batch(jnp.asarray(labels).astype(jnp.int32), batch, "labels")
         return x, t, labels, batch
 
-    def _check_labels(self, labels, batch):
+    def _check_times(self, t, dtype) -> jax.Array:
+        if not isinstance(t, Tracer):
+            values = np.asarray(t)
+            real = values.dtype.kind in "fiu" or jnp.issubdtype(values.dtype, jnp.floating)
+            if not real:
+                raise TypeError(f"t must be real numbers, got {t!r}")
+            # In the dtype that is computed in: 1 − 1e-9 is 1 as a float32.
+            values = values.astype(dtype)
+            if not np.all((values >= 0) & (values < 1)):
+                raise ValueError(
+                    f"t must lie in [0, 1) as {values.dtype}, got values from {values.min():g} to {values.max():g}; "
+                    "the field is singular at t = 1"
+                )
+        return jnp.asarray(t, dtype)
+
+    def check_condition(self, labels: ArrayLike | None = None) -> None:
+        """What a call would refuse of its labels, without the call; `flowjax.sampling.sample` asks before it compiles.
+
+        Raises:
+            TypeError: no integers.
+            ValueError: a field without labels; out of range; a class without points, or whose points have no weight.
+        """
+        if labels is None:
+            return
         if self._rows.labels is None:
             raise ValueError(
                 "labels were given with the query, but this field has none; build it with labels=..."
             )
-        labels = jnp.asarray(labels)
-        if not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise TypeError(f"labels must be integers, got {labels.dtype}")
-        low, high = _concrete_range(labels)
+        values = np.zeros(0, labels.dtype) if isinstance(labels, Tracer) else np.asarray(labels)
+        if values.dtype.kind not in "iu":
+            raise TypeError(f"labels must be integers, got {values.dtype}")
         last = self._rows.class_log_weights.shape[0] - 1
-        if low < 0 or high > last:
-            raise ValueError(f"labels must lie in 0..{last}, got values from {low:g} to {high:g}")
-        return _broadcast_to_batch(labels.astype(jnp.int32), batch, "labels")
+        if values.size and (values.min() < 0 or values.max() > last):
+            raise ValueError(
+                f"labels must lie in 0..{last}, got values from {values.min()} to {values.max()}"
+            )
+        empty = np.intersect1d(values, self._static.empty_classes)
+        if empty.size:
+            raise ValueError(
+                f"class {empty[0]} has no points of positive weight, so it has no velocity; ask for another label"
+            )
 
 
 def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
@@ -266,7 +297,9 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
 
 def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Evaluation:
     plan = _plan(field, x.shape[0], scalars)
-    inside = jnp.clip(t, 0, _LAST_TIME)
+    # Traced times outside [0, 1) go to the nearest inside. Not jnp.clip, which halves the derivative at the ends.
+    last = float(np.nextafter(np.ones((), t.dtype), np.zeros((), t.dtype)))
+    inside = jnp.where(t < 0, 0, jnp.where(t > last, last, t))
     result = evaluate(plan, field._rows, x, inside, labels)
     if labels is None:
         return result
@@ -292,21 +325,20 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
             f"method={method!r} is not built yet; use method='dense', which is exact on every platform"
         )
     check_choice("precision", precision, get_args(Precision))
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie in (0, 1), got {tolerance}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
-
-
-def _concrete_range(value) -> tuple[float, float]:
-    """Smallest and largest entry where the value is known, else (0, 0), which passes every check."""
-    if isinstance(value, Tracer) or np.size(value) == 0:
-        return 0, 0
-    value = np.asarray(value)
-    return float(value.min()), float(value.max())
+    if isinstance(tolerance, str) or not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
+    whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
+    if block_size is not None and not (whole and block_size >= 1):
+        raise ValueError(f"block_size must be a whole number of at least 1, got {block_size!r}")
 
 
 def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> jax.Array:
+    # A path pairs t with the first axes of x, broadcasting with the last: where both fit, one of them would be wrong.
+    if 0 < value.ndim < len(batch) and value.shape == batch[: value.ndim] and max(value.shape) > 1:
+        raise ValueError(
+            f"{name} of shape {value.shape} could go with the first or the last axes of the queries' batch {batch}; "
+            f"give it all {len(batch)} axes, for example {name}[..., None]"
+        )
     try:
         return jnp.broadcast_to(value, batch).reshape(-1)
     except ValueError:

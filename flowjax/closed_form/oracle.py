@@ -61,7 +61,7 @@ def posterior(
         alpha, sigma, alpha_dot, sigma_dot = (float(s[b]) for s in schedules)
         allowed = prior if query_labels is None else prior * (np.asarray(labels) == query_labels[b])
         with np.errstate(divide="ignore"):
-            log_prior = np.log(allowed / allowed.sum())
+            log_prior = np.log(allowed) - np.log(allowed.sum())  # the quotient could underflow
         logits = -((query - alpha * points) ** 2).sum(1) / (2 * sigma**2) + log_prior
         best = logits.max()
         log_normaliser = best + np.log(np.exp(logits - best).sum())

@@ -125,11 +125,12 @@ class VarianceExploding(Path):
         return jnp.ones_like(t)
 
     def sigma(self, t: jax.Array) -> jax.Array:
-        return self._root(t) ** self.rho
+        # Not `**`: the derivative rule of a power makes float32 constants where float64 is switched on locally.
+        return jnp.exp(self.rho * jnp.log(self._root(t)))
 
     def alpha_dot(self, t: jax.Array) -> jax.Array:
         return jnp.zeros_like(t)
 
     def sigma_dot(self, t: jax.Array) -> jax.Array:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return self.rho * (low - high) * self._root(t) ** (self.rho - 1)
+        return self.rho * (low - high) * jnp.exp((self.rho - 1) * jnp.log(self._root(t)))

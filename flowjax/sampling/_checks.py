@@ -68,8 +68,11 @@ def check_noise(noise: ArrayLike) -> jax.Array:
     return x
 
 
-def check_condition(condition: Any, batch: int) -> dict[str, Any]:
-    """The condition as a dictionary; labels must be one for all or one per sample."""
+def check_condition(condition: Any, batch: int, velocity: Any) -> dict[str, Any]:
+    """The condition as a dictionary; labels must be one for all or one per sample, and what the velocity takes.
+
+    A velocity function with a method `check_condition(**condition)` is asked before anything is compiled.
+    """
     if condition is None:
         return {}
     if not isinstance(condition, Mapping):
@@ -79,6 +82,9 @@ def check_condition(condition: Any, batch: int) -> dict[str, Any]:
     shape = np.shape(condition.get("labels", 0))
     if shape not in ((), (1,), (batch,)):
         raise ValueError(f"labels of shape {shape} do not fit {batch} samples; give one label a sample")
+    check = getattr(velocity, "check_condition", None)
+    if check is not None:
+        check(**condition)
     return dict(condition)
 
 

@@ -116,7 +116,7 @@ def sample(
     if adaptive:
         _checks.check_tolerances(rtol, atol, max_steps)
     x = _checks.check_noise(noise)
-    condition = _checks.check_condition(condition, x.shape[0])
+    condition = _checks.check_condition(condition, x.shape[0], velocity)
     path = _checks.check_path(path, velocity)
     grid = grids.uniform if grid is None else grid
     if not callable(grid) and not isinstance(grid, str):

@@ -52,6 +52,12 @@ class Hybrid:
         early = early.reshape(early.shape + (1,) * (x.ndim - early.ndim))
         return jnp.where(early, self.first(x, t, **condition), self.second(x, t, **condition))
 
+    def check_condition(self, **condition: Any) -> None:
+        """What either function refuses."""
+        for function in (self.first, self.second):
+            if hasattr(function, "check_condition"):
+                function.check_condition(**condition)
+
     @property
     def breakpoints(self) -> tuple[Scalar, ...]:
         """Times at which the velocity may jump, increasing; those of nested hybrids included."""

@@ -193,3 +193,30 @@ def test_many_queries_are_tiled():
     data, x = normal(0, 53, 3), normal(1, 2500, 3)
     t = np.random.default_rng(2).random(2500).astype(np.float32) * np.float32(0.9)
     check(data, x, t, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["tiny", "close", "huge"])
+@pytest.mark.parametrize("t", [0.5, 0.999])
+def test_weights_outside_float32(weights, t):
+    """Weights that underflow, that differ in the last bit, that overflow: float64 as they were given."""
+    data = normal(0, 30, 12)
+    values = {
+        "tiny": np.where(np.arange(30) == 0, 1e-50, 1.0),
+        "close": 1 + 5.9e-8 * np.arange(30),
+        "huge": np.geomspace(1e-200, 1e200, 30),
+    }[weights]
+    x = np.concatenate([data[:3] * np.float32(t), np.float32(t) * (data[:3] + data[3:6]) / 2])
+    check(data, x, t, weights=values, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("radius", [1.0, 200.0, 400.0])
+@pytest.mark.parametrize("t", [0.2, 0.35, 0.5, 0.9])
+def test_float64_bounds_hold_on_spheres(radius, t):
+    """Seen from the centre all rows weigh nearly the same: what decides are the last digits of their norms."""
+    directions = normal(0, 300, 12).astype(np.float64)
+    data = (radius * directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
+    x = np.concatenate([np.zeros((1, 12), np.float32), normal(1, 3, 12)])
+    for precision in ("float32", "float64"):
+        posterior = fj.ClosedFormField(data, precision=precision).posterior(x, t)
+        error = np.linalg.norm(flat(posterior.velocity) - oracle_posterior(data, x, t).velocity, axis=1)
+        assert np.all(error <= np.asarray(posterior.error_bound, np.float64)), precision

@@ -16,6 +16,7 @@ GOOD = normal(0, 20, 4)
         (np.zeros(4, np.float32), ValueError, "shape"),
         (np.where(np.arange(80).reshape(20, 4) == 7, np.nan, GOOD), ValueError, "NaN"),
         (np.where(np.arange(80).reshape(20, 4) == 7, np.inf, GOOD), ValueError, "inf"),
+        (GOOD * np.float32(1e18), ValueError, "norm above 1e\\+12"),
         (GOOD.astype(np.complex64), TypeError, "complex64"),
         (np.array([["a", "b"]]), TypeError, "dtype"),
         (np.zeros((3, 4), np.int64), TypeError, "int64"),
@@ -33,6 +34,7 @@ def test_data(data, error, match):
         (np.zeros(20), "all zero"),
         (np.full(20, np.nan), "finite"),
         (np.ones(19), "20 rows"),
+        (np.full(20, np.inf), "from inf to inf"),
     ],
 )
 def test_weights(weights, match):
@@ -57,10 +59,39 @@ def test_labels():
         fj.ClosedFormField(GOOD)(GOOD, 0.5, labels=0)
 
 
-@pytest.mark.parametrize("t", [1.0, -0.1, np.nan, np.linspace(0, 1, 20)])
+@pytest.mark.parametrize("t", [1.0, -0.1, np.nan, np.linspace(0, 1, 20), 1 - 1e-9])
 def test_time(t):
+    """1 − 1e-9 is 1 in the queries' float32: evaluating it elsewhere would certify another time."""
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         fj.ClosedFormField(GOOD)(GOOD, t)
+
+
+@pytest.mark.parametrize("t", ["late", 0.5 + 0j, None, True])
+def test_times_that_are_no_numbers(t):
+    with pytest.raises(TypeError, match="t must be real numbers"):
+        fj.ClosedFormField(GOOD)(GOOD, t)
+
+
+def test_times_that_could_go_with_either_batch_axis():
+    field = fj.ClosedFormField(GOOD)
+    x, t = normal(1, 3, 3, 4), np.float32([0.1, 0.5, 0.8])
+    with pytest.raises(ValueError, match="first or the last axes"):
+        field(x, t)
+    rows = field(x, t[:, None])
+    mean = field.posterior(x, t[:, None]).mean
+    converted = field.path.convert(rows, x, t[:, None], source="velocity", target="data")
+    np.testing.assert_allclose(converted, mean, rtol=1e-4, atol=1e-4)
+
+
+def test_classes_without_points_or_weight():
+    labels = np.where(np.arange(20) % 2, 3, 0)
+    field = fj.ClosedFormField(GOOD, labels=labels, weights=np.where(labels == 3, 0, 1.0))
+    for label in (1, 3, np.array([0, 2])):
+        with pytest.raises(ValueError, match=r"class \d has no points of positive weight"):
+            field(GOOD[:2], 0.5, labels=label)
+    with pytest.raises(ValueError, match="labels must lie in"):
+        field(GOOD[:2], 0.5, labels=2**32)
+    assert np.all(np.isfinite(field(GOOD, 0.5, labels=0)))
 
 
 def test_queries():
@@ -81,6 +112,9 @@ def test_queries():
         ({"precision": "half"}, ValueError, "float64"),
         ({"tolerance": 0.0}, ValueError, "tolerance"),
         ({"block_size": 0}, ValueError, "block_size"),
+        ({"block_size": 2.5}, ValueError, "whole number"),
+        ({"block_size": True}, ValueError, "whole number"),
+        ({"tolerance": "tight"}, ValueError, "tolerance"),
         ({"path": "linear"}, TypeError, "Linear"),
         ({"horizontal_flip": True}, ValueError, "height, width"),
     ],

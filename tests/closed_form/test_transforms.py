@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import normal
+from support import PATHS, normal
 
 import flowjax as fj
+from flowjax.closed_form import construct
 
 N, D, B = 97, 12, 5
 TIMES = np.float32([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -84,6 +85,53 @@ def test_gradients_of_the_scalars(case, name):
         assert_close(a, e, 3e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+def test_every_transformation_on_every_path_in_both_precisions(path, precision):
+    """jvp, vjp and vmap of the velocity along x and t, from the first time on, against float64 autodiff."""
+    times = np.float32([0.0, 0.2, 0.5, 0.8, 0.9])
+    data, noise = normal(0, 60, D), normal(1, B, D)
+    x = np.asarray(path.interpolate(noise, data[:B], times))
+    dx, dt, cotangent = normal(2, B, D), normal(3, B), normal(4, B, D)
+    field = fj.ClosedFormField(data, path, precision=precision)
+
+    with jax.enable_x64(True):
+        rows = jnp.asarray(data, jnp.float64)
+
+        def exact(x, t):
+            alpha, sigma, alpha_dot, sigma_dot = (
+                path.alpha(t),
+                path.sigma(t),
+                path.alpha_dot(t),
+                path.sigma_dot(t),
+            )
+            mean = jax.nn.softmax(-jnp.sum((x - alpha * rows) ** 2, 1) / (2 * sigma**2)) @ rows
+            return alpha_dot * mean + sigma_dot * (x - alpha * mean) / sigma
+
+        def by_reference(function, *arguments):
+            arguments = [jnp.asarray(a, jnp.float64) for a in arguments]
+            return jax.tree.map(np.asarray, jax.vmap(function)(*arguments))
+
+        forward = by_reference(lambda x, t, dx, dt: jax.jvp(exact, (x, t), (dx, dt))[1], x, times, dx, dt)
+        reverse = by_reference(lambda x, t, c: jax.vjp(exact, x, t)[1](c), x, times, cotangent)
+
+    assert_close(jax.jvp(field, (x, times), (dx, dt))[1], forward, 1e-4)
+    mapped = jax.vmap(lambda x, t, dx, dt: jax.jvp(field, (x, t), (dx, dt))[1])
+    assert_close(mapped(x, times, dx, dt), forward, 1e-4)
+    for a, e in zip(jax.vjp(field, x, times)[1](cotangent), reverse, strict=True):
+        assert_close(a, e, 1e-4)
+    assert_close(jax.vmap(field)(x, times), field(x, times), 1e-5)
+
+
+@pytest.mark.parametrize("t", [0.99, 0.9999, 1 - 2.0**-24])
+def test_gradients_stay_finite_late_in_time(t):
+    data, x = normal(0, N, D), normal(1, N, D)[:B] * np.float32(0.01) + normal(0, N, D)[:B]
+    field = fj.ClosedFormField(data)
+    for name in ("log_density", "entropy", "effective_sample_size", "max_weight", "variance"):
+        gradient = jax.grad(lambda x, name=name: getattr(field.posterior(x, np.float32(t)), name).sum())(x)
+        assert np.all(np.isfinite(gradient)), name
+
+
 def test_the_score_is_the_gradient_of_the_log_density():
     data, x = normal(0, N, D), normal(1, B, D)
     field = fj.ClosedFormField(data)
@@ -143,6 +191,18 @@ def test_data_is_an_argument_of_the_executable_and_calls_do_not_recompile():
     step(field, x, TIMES)
     step(fj.ClosedFormField(normal(5, 4001, D)), x, TIMES)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_building_a_field_copies_no_data(dtype):
+    rows = jax.ShapeDtypeStruct((20_000, 16, 16, 3), dtype)
+    centre = jax.ShapeDtypeStruct((768,), np.float32)
+    for lowered in (
+        construct._mean.lower(rows, horizontal_flip=True),
+        construct._square_norms.lower(rows, None),
+        construct._square_norms.lower(rows, centre),
+    ):
+        assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**20  # the rows are 15 or 61 MB
 
 
 def test_memory_stays_below_the_weights():
