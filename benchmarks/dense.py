@@ -5,6 +5,7 @@ dimensions (b = 1024, n = 50 000, d = 64 and 2). The product rate is taken from 
 x Yᵀ and W Y, alone; the rate of a square product is recorded beside it. "two-step" is the textbook version in jnp
 that keeps the [b, n] weights: a product, a softmax, a product. "broadcast" is what public code does, the
 [queries, chunk, d] differences themselves, here in NumPy; it is timed on four queries and scaled to all of them.
+"exponentials" is what b·n exponentials and their sum cost with no logits to compute: the limit in few dimensions.
 About eight minutes on two cores.
 """
 
@@ -31,6 +32,18 @@ def two_step(data: jax.Array, square_norms: jax.Array, x: jax.Array) -> jax.Arra
 
 
 _BROADCAST_QUERIES, _BROADCAST_CHUNK = 4, 1000
+_EXPONENTIALS_BLOCK = 500
+
+
+@jax.jit
+def exponentials(block: jax.Array) -> jax.Array:
+    """Σ exp over NUM_POINTS columns, block after block of one [b, m] array that stays in the cache."""
+
+    def add(total, _):
+        # A scale that depends on the sum so far, or the compiler would compute one block only.
+        return total + jnp.exp(block - 1e-9 * total[:, None]).sum(1), None
+
+    return jax.lax.scan(add, jnp.zeros(len(block)), length=NUM_POINTS // block.shape[1])[0]
 
 
 def broadcast(data: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -85,13 +98,15 @@ def _shape(dimension: int, queries: int, rounds: int) -> dict[str, Any]:
     cases.append(
         harness.Case("broadcast, 4 queries", lambda: broadcast(on_host, few), flop * len(few) / queries)
     )
+    block = -jax.random.uniform(jax.random.key(2), (queries, _EXPONENTIALS_BLOCK))
+    cases.append(harness.Case("exponentials", functools.partial(exponentials, block)))
     cases.append(harness.product_case("square product", 2048, 2048, 2048))
     scores, average = jax.jit(lambda x, y: x @ y.T), jax.jit(jnp.matmul)
     weights = jnp.full((queries, NUM_POINTS), 1 / NUM_POINTS)
     cases.append(harness.Case("both products", lambda: (scores(x, data), average(weights, data)), flop))
     seconds = harness.measure(cases, rounds=rounds)
     seconds["broadcast"] = seconds["broadcast, 4 queries"] * queries / len(few)  # its cost is linear in them
-    rate = {case.name: case.flop / seconds[case.name] for case in cases}
+    rate = {case.name: case.flop / seconds[case.name] for case in cases if case.flop}
     return {
         "queries": queries,
         "points": NUM_POINTS,
@@ -102,6 +117,7 @@ def _shape(dimension: int, queries: int, rounds: int) -> dict[str, Any]:
         "share_of_square_product_rate": rate["field"] / rate["square product"],
         "speed_against_two_step": seconds["two-step"] / seconds["field"],
         "speed_against_broadcast": seconds["broadcast"] / seconds["field"],
+        "share_of_exponential_rate": seconds["exponentials"] / seconds["field"],
         "uint8_speed": seconds["field"] / seconds["field, uint8"] if "field, uint8" in seconds else None,
         "temporary_mebibytes": harness.temporary_bytes(_field, field, x) / 2**20,
         "two_step_temporary_mebibytes": harness.temporary_bytes(two_step, data, norms, x) / 2**20,
@@ -122,6 +138,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "field, s",
         "share of product rate",
         "share of square product rate",
+        "share of exponential rate",
         "two-step / field",
         "broadcast / field",
         "posterior / field",
@@ -138,6 +155,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{seconds['field']:.3f}",
                 f"{shape['share_of_product_rate']:.2f}",
                 f"{shape['share_of_square_product_rate']:.2f}",
+                f"{shape['share_of_exponential_rate']:.2f}",
                 f"{shape['speed_against_two_step']:.2f}",
                 f"{shape['speed_against_broadcast']:.1f}",
                 f"{seconds['posterior'] / seconds['field']:.2f}",

@@ -173,9 +173,12 @@ def _block_logits(
     if rows.log_weights is not None:
         bias = bias + lax.dynamic_slice_in_dim(rows.log_weights, start, size).astype(settings.dtype)
     if uses_direct_differences(rows.dimension):
+        # One contiguous column a dimension. A product with the identity is exact, and XLA does not fuse it into the
+        # loop below, where strided loads would keep the exponential from being vectorised: seven times slower.
+        columns = product(jnp.eye(rows.dimension, dtype=settings.dtype), points, (1, 1))
         square = 0
         for k in range(rows.dimension):
-            square += (query.x[:, k, None] - query.alpha[:, None] * points[None, :, k]) ** 2
+            square += (query.x[:, k, None] - query.alpha[:, None] * columns[None, k]) ** 2
         # As equation (1), these have to move without the term common to all logits.
         constant = jnp.sum(query.x**2, 1) / (2 * query.sigma**2)
         constant = constant - lax.stop_gradient(constant)
