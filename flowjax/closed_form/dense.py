@@ -8,8 +8,7 @@ The logit of row i seen from a query is, with x and y_i relative to the field's 
 an exponential family: along a tangent (theta', c') every logit moves by l_i' = theta'·y_i − c'‖y_i‖², and the
 moments move by the same sums with the extra factor l_i'. That streamed sum is the derivative rule, so no
 derivative of any order, forward or reverse, stores [b, n] weights. In few dimensions the logits are formed from
-direct differences instead, −‖x − alpha y_i‖²/(2 sigma²): the exponentials
-cost more there, and nothing cancels.
+direct differences instead, −‖x − alpha y_i‖²/(2 sigma²): the exponentials cost more there, and nothing cancels.
 
 Beside the moments the pass remembers, in every column of a block, the best row seen there and the best of all
 others. From these come the `Candidates`: the few rows that may carry the weight when it concentrates, to be

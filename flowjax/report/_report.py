@@ -84,8 +84,10 @@ def _answer(evaluation: dict) -> str:
         if third < 0.05
         else "part of the samples repeat training data"
     )
+    real = evaluation.get("frechet_distance_of_real_rows")
+    floor = "" if real is None else f" (as many real rows score {real['mean']:.3g} ± {real['std']:.2g})"
     return (
-        f"Fréchet distance {evaluation['frechet_distance']:.3g} over {evaluation['num_samples']} samples, "
+        f"Fréchet distance {evaluation['frechet_distance']:.3g} over {evaluation['num_samples']} samples{floor}, "
         f"in the features of {evaluation['features']}; {third:.1%} of the samples are memorised: {verdict}."
     )
 
@@ -97,6 +99,9 @@ def _cards(metrics: list[dict], evaluation: dict) -> str:
         cards.append(("last loss", f"{metrics[-1]['loss']:.4g}"))
     if evaluation:
         cards.append(("Fréchet distance", f"{evaluation['frechet_distance']:.3g}"))
+        real = evaluation.get("frechet_distance_of_real_rows")
+        if real is not None:
+            cards.append(("… of as many real rows", f"{real['mean']:.3g} ± {real['std']:.2g}"))
         for ratio in ("1/3", "2/3"):
             cards.append((f"memorised (ratio {ratio})", f"{evaluation['memorised_fraction'][ratio]:.1%}"))
         cards.append(("evaluations per sample", f"{evaluation['num_evaluations']:,}"))

@@ -29,6 +29,7 @@ def run_dir(tmp_path):
     evaluation = {
         "frechet_distance": 1.234,
         "num_samples": 500,
+        "frechet_distance_of_real_rows": {"mean": 0.5, "std": 0.25},
         "features": "a classifier",
         "memorised_fraction": {"1/3": 0.0, "2/3": 0.25},
         "nearest_distance_median": 2.0,
@@ -50,7 +51,7 @@ def test_the_page_opens_with_the_answer_and_needs_nothing_else(run_dir):
     lead = re.search(r'<p class="lead">(.*?)</p>', page)
     assert lead is not None
     assert "1.23" in lead[1]
-    assert "500 samples" in lead[1]
+    assert "500 samples (as many real rows score 0.5 ± 0.25)" in lead[1]
     assert "a classifier" in lead[1]
     assert "0.0% of the samples are memorised" in lead[1]
     assert "From t = 0.40 on" in page
