@@ -89,6 +89,12 @@ def save(name: str, result: dict[str, Any]) -> Path:
     return file
 
 
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table as README and other documents hold it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -20,6 +22,16 @@ def test_the_two_commands_come_first():
     assert len(train.strip().splitlines()) == len(tests.strip().splitlines()) == 1
     assert "flowjax train digits" in train
     assert "pytest" in tests
+
+
+def test_the_tables_are_the_recorded_results():
+    assert readme.fill(README) == README
+
+
+def test_its_pictures_are_there():
+    pictures = re.findall(r'src="([^"]+)"', README)
+    assert pictures
+    assert all((Path(__file__).parents[1] / picture).is_file() for picture in pictures)
 
 
 @pytest.mark.slow

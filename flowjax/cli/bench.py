@@ -17,6 +17,7 @@ benchmarks:
   dense      speed beside the machine's product rate, the textbook version and the broadcast
   accuracy   velocity error and certified bound against float64
   training   the target's share of a training step
+  sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
   imports    seconds to import flowjax beside jax and flax
 
 example:
@@ -28,7 +29,9 @@ example:
 class Bench:
     """The command's flags."""
 
-    name: Annotated[Literal["dense", "accuracy", "training", "imports"], tyro.conf.Positional] = "dense"
+    name: Annotated[Literal["dense", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional] = (
+        "dense"
+    )
     """Which one."""
     rounds: int | None = None
     """Timed rounds, of which medians are reported; each benchmark has its own default."""

@@ -22,6 +22,7 @@ call brings its key. Training code has three equivalent ways, the first of which
 With `nnx.jit` and `nnx.Optimizer(model, optax.adam(2e-4), wrt=nnx.Param)` models work in graph and tree mode.
 """
 
+from ._build import NETWORKS as NETWORKS
 from ._build import build as build
 from ._build import count_parameters as count_parameters
 from ._network import Network as Network

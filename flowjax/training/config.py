@@ -10,10 +10,9 @@ import tyro
 from flowjax import paths
 from flowjax._choices import hint
 from flowjax.data import Dataset, load
-from flowjax.models import MLPConfig, UNetConfig
+from flowjax.models import NETWORKS, MLPConfig, UNetConfig
 
 TargetName = Literal["conditional", "empirical", "closed-form"]
-_MODELS: dict[str, Any] = {"mlp": MLPConfig, "unet": UNetConfig}
 _PATHS: dict[str, Any] = {
     "linear": paths.Linear,
     "trigonometric": paths.Trigonometric,
@@ -163,7 +162,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types; `from_dict` is the inverse."""
         result = dataclasses.asdict(self)
-        kind = next(name for name, cls in _MODELS.items() if type(self.model) is cls)
+        kind = next(name for name, (cls, _) in NETWORKS.items() if type(self.model) is cls)
         result["model"] = {"kind": kind, **result["model"]}
         return json.loads(json.dumps(result))
 
@@ -173,7 +172,7 @@ class TrainConfig:
         values = dict(values)
         try:
             model = dict(values.pop("model"))
-            model_class = _MODELS[model.pop("kind")]
+            model_class, _ = NETWORKS[model.pop("kind")]
             model = model_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in model.items()})
             return cls(
                 model=model,
