@@ -6,8 +6,10 @@ A pass (dense, float32) leaves the moments of all rows and a few candidates. Thr
     combined  the candidates' share replaced by their exact one: dense − approximate candidates + exact candidates
     exact     the candidates alone, every other row dropped
 
-`combined` is right when many rows share the weight, `exact` when few do. Both carry a bound, and every query
-gets the smaller one. All of it is [b, d] work in float64; only the pass itself touches all rows.
+`combined` is right when many rows share the weight, `exact` when few do. A query gets `exact` where what it drops
+is certified to stay below the tolerance and its bound is the smaller one; else `combined`, which is far better than
+its worst case, with the smaller of its own bound and that of `exact` plus the distance between the two. All of it is
+[b, d] work in float64; only the pass itself touches all rows.
 
 Error analysis (u = unit roundoff of the pass, Y = max ‖y − centre‖, X = ‖x − alpha centre‖):
 
@@ -77,6 +79,7 @@ class Plan:
     settings: Settings
     event_shape: tuple[int, ...]
     horizontal_flip: bool
+    tolerance: float
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None
     tile: int
 
@@ -316,30 +319,32 @@ def _evaluate_tile(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices
     fixed = jax.tree.map(lax.stop_gradient, (query, parts, combined_moments))
     bounds = _error_bounds(plan, rows, *fixed)
     exact = _finalise(rows, x, schedule, parts.exact, prior, parts.best_logit)
-    choose = bounds.exact_coarse < bounds.combined_coarse
+    speed = lax.stop_gradient(jnp.abs(schedule.alpha_dot - schedule.sigma_dot * alpha / sigma))
+    kept = speed * bounds.lost <= plan.tolerance * _norm(exact.velocity)
+    choose = kept & (bounds.exact_coarse < bounds.combined_coarse)
 
     def pick(low, high):
         return jnp.where(choose[:, None] if low.ndim == 2 else choose, high, low)
 
     result = jax.tree.map(pick, result, exact)
-    bound = jnp.where(choose, bounds.exact, bounds.combined)
     if not settings.scalars:
         return result
-    schedule = lax.stop_gradient(schedule)
-    alpha, sigma = schedule.alpha, schedule.sigma
-    speed = jnp.abs(schedule.alpha_dot - schedule.sigma_dot * alpha / sigma)
+    through_exact = bounds.exact + _norm(combined.mean - exact.mean)
+    bound = jnp.where(choose, bounds.exact, jnp.minimum(bounds.combined, through_exact))
     rounding = 2.0**-23 * _norm(result.velocity) + 2.0**-48 * speed * (_norm(centred) + rows.max_norm)
     return result._replace(argmax=parts.best_index, error_bound=1.001 * speed * bound + rounding)
 
 
 class _Bounds(NamedTuple):
     """Bounds of the error of the mean, [b]. The coarse pair needs no scalar moments and decides which
-    estimate is taken, so that the velocity alone and the whole posterior take the same one."""
+    estimate is taken, so that the velocity alone and the whole posterior take the same one; `lost` is the part of
+    `exact` that comes of dropping rows."""
 
     combined: PerQuery
     combined_coarse: PerQuery
     exact: PerQuery
     exact_coarse: PerQuery
+    lost: PerQuery
 
 
 def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined: Moments) -> _Bounds:
@@ -386,7 +391,7 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     worst = 2 * y
     no_less = [
         jnp.where(jnp.isnan(v), worst, jnp.minimum(v, worst))
-        for v in (fine, coarse, exact_fine, exact_coarse)
+        for v in (fine, coarse, exact_fine, exact_coarse, lost)
     ]
     return _Bounds(*no_less)
 

@@ -79,8 +79,8 @@ class ClosedFormField:
             converted block by block. float64 NumPy arrays are rounded to float32.
         path: Gaussian path.
         method: "auto" and "dense" are built; the other names belong to later backends.
-        tolerance: relative velocity error ‖v − û‖/‖û‖ that faster backends may trade; "dense" is exact to
-            rounding and drops nothing above it. What is certified for a query is its `error_bound`.
+        tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
+            leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision:
             about twice the time on a CPU, and a bound near the rounding of the result at every t.
         block_size: rows handled at once; None chooses.
@@ -292,7 +292,9 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         precision=static.precision,
         axis_name=axis,
     )
-    return Plan(static.path, settings, field.event_shape, static.horizontal_flip, mesh, _TILE)
+    return Plan(
+        static.path, settings, field.event_shape, static.horizontal_flip, static.tolerance, mesh, _TILE
+    )
 
 
 def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Evaluation:

@@ -220,3 +220,12 @@ def test_float64_bounds_hold_on_spheres(radius, t):
         posterior = fj.ClosedFormField(data, precision=precision).posterior(x, t)
         error = np.linalg.norm(flat(posterior.velocity) - oracle_posterior(data, x, t).velocity, axis=1)
         assert np.all(error <= np.asarray(posterior.error_bound, np.float64)), precision
+
+
+@pytest.mark.parametrize("t", [0.3, 0.5, 0.7])
+def test_more_near_duplicates_than_candidates(t):
+    """Forty rows share the weight and sixteen are re-scored: the rest must not be dropped for a smaller bound."""
+    centre = normal(0, 1, 3072) * np.float32(0.5)
+    data = np.concatenate([centre + normal(1, 40, 3072) * np.float32(3e-3), normal(2, 300, 3072)])
+    x = (1 - np.float32(t)) * normal(3, 6, 3072) + np.float32(t) * data[:6]
+    check(data, x, t, tolerance=1e-5)
