@@ -89,6 +89,8 @@ def _shape(dimension: int, queries: int, rounds: int) -> dict[str, Any]:
         harness.Case("posterior", functools.partial(_posterior, field, x), flop),
         harness.Case("two-step", functools.partial(two_step, data, norms, x), flop),
     ]
+    precise = fj.ClosedFormField(data, precision="float64")
+    cases.append(harness.Case("field, float64", functools.partial(_field, precise, x), flop))
     if dimension >= 1024:
         pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, data.shape, np.uint8))
         cases.append(
@@ -145,6 +147,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         row("share of the rate of exponentials", lambda s: f"{s['share_of_exponential_rate']:.2f}"),
         row("two-step jnp / field", lambda s: f"{s['speed_against_two_step']:.2f}"),
         row("broadcast / field", lambda s: f"{s['speed_against_broadcast']:.0f}"),
+        row("float64 / float32", lambda s: f"{s['seconds']['field, float64'] / s['seconds']['field']:.1f}"),
         row("float32 / uint8", lambda s: "" if s["uint8_speed"] is None else f"{s['uint8_speed']:.2f}"),
         row("temporaries", lambda s: f"{s['temporary_mebibytes']:.0f} MiB"),
         row("temporaries of two-step", lambda s: f"{s['two_step_temporary_mebibytes']:.0f} MiB"),

@@ -3,8 +3,8 @@
 `b` counts queries, `n` data points, `k` candidates, `d = prod(event)`; `*event` is the shape of one data point and
 `*shape` any batch axes followed by it. Names that occur twice in one signature must have one size.
 
-What users call checks its arguments itself, with sentences; there only the results are typed. Everything below is
-typed throughout.
+What users call checks its arguments itself, with sentences. Below that, functions that carry `@typed` are checked;
+elsewhere the annotations document.
 """
 
 import os

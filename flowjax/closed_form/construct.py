@@ -9,10 +9,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .dense import Rows
+from .moments import finite_max
 from .rows import to_float
 
 _LARGEST_NORM = 1e12
-"""A logit's scale alpha²‖y‖²/(2 sigma²) stays within float32 up to the last float32 time, sigma = 6e-8, below this."""
+"""Above it alpha²‖y‖²/(2 sigma²) leaves float32 at the last float32 time, sigma = 6e-8, and logits are infinite."""
 
 Placement = tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str]
 """The mesh and the name of its axis that rows lie split over."""
@@ -47,12 +48,15 @@ def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool) -> Rows:
             "time; remove or rescale those rows"
         )
     with jax.enable_x64(True):
-        prior = jnp.ones(n, jnp.float64) if log_weights is None else jnp.exp(log_weights)
-        if labels is None:
-            totals = jnp.sum(prior)[None]
-        else:
-            totals = jax.ops.segment_sum(prior, labels, int(jnp.max(labels)) + 1)
-        class_log_weights = jnp.log(totals).astype(jnp.float32)
+        logs = jnp.zeros(n, jnp.float64) if log_weights is None else log_weights
+        classes = jnp.zeros(n, jnp.int32) if labels is None else labels
+        num_classes = 1 if labels is None else int(jnp.max(labels)) + 1
+        largest = jax.ops.segment_max(logs, classes, num_classes)
+        shares = jnp.exp(
+            logs - finite_max(largest)[classes]
+        )  # of the class's largest: none underflows them all
+        totals = jax.ops.segment_sum(shares, classes, num_classes)
+        class_log_weights = (finite_max(largest) + jnp.log(totals)).astype(jnp.float32)
         bound = jnp.zeros((), jnp.float32)
         if log_weights is not None:
             finite = jnp.where(jnp.isfinite(log_weights), jnp.abs(log_weights), 0)

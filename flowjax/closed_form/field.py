@@ -81,8 +81,8 @@ class ClosedFormField:
         method: "auto" and "dense" are built; the other names belong to later backends.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
-        precision: "float32" (default) or "float64", which makes the pass over all rows in double precision:
-            about twice the time on a CPU, and a bound near the rounding of the result at every t.
+        precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
+            to four times the time on a CPU, and a bound near the rounding of the result at every t.
         block_size: rows handled at once; None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
         labels: [n] integers 0..C−1, for queries restricted to a class.
@@ -250,13 +250,16 @@ class ClosedFormField:
                 )
         return jnp.asarray(t, dtype)
 
-    def check_condition(self, labels: ArrayLike | None = None) -> None:
+    def check_condition(self, labels: ArrayLike | None = None, **others) -> None:
         """What a call would refuse of its labels, without the call; `flowjax.sampling.sample` asks before it compiles.
 
         Raises:
             TypeError: no integers.
-            ValueError: a field without labels; out of range; a class without points, or whose points have no weight.
+            ValueError: a field without labels; out of range; a class without points, or whose points have no weight;
+                a condition of another name.
         """
+        if others:
+            raise ValueError(f"a closed-form field takes the condition labels, not {', '.join(others)}")
         if labels is None:
             return
         if self._rows.labels is None:
@@ -327,7 +330,7 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
             f"method={method!r} is not built yet; use method='dense', which is exact on every platform"
         )
     check_choice("precision", precision, get_args(Precision))
-    if isinstance(tolerance, str) or not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float | np.number) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
     if block_size is not None and not (whole and block_size >= 1):
@@ -336,7 +339,8 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
 
 def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> jax.Array:
     # A path pairs t with the first axes of x, broadcasting with the last: where both fit, one of them would be wrong.
-    if 0 < value.ndim < len(batch) and value.shape == batch[: value.ndim] and max(value.shape) > 1:
+    first, last = batch[: value.ndim], batch[len(batch) - value.ndim :]
+    if 0 < value.ndim < len(batch) and value.shape == first == last and max(value.shape) > 1:
         raise ValueError(
             f"{name} of shape {value.shape} could go with the first or the last axes of the queries' batch {batch}; "
             f"give it all {len(batch)} axes, for example {name}[..., None]"

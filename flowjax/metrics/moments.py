@@ -31,6 +31,8 @@ def pixel_moments(images: Any) -> dict[str, float]:
     if not images.size:
         raise ValueError(f"images have shape {images.shape}, so there is nothing to measure")
 
+    images = images[None] if images.ndim == 0 else images
+
     def blocks():
         for start in range(0, len(images), _BLOCK):
             yield to_float(np.asarray(images[start : start + _BLOCK])).astype(np.float64)

@@ -13,6 +13,7 @@ from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
 from ._solve import Plan, Report, is_finite
+from ._velocity import check_condition as ask
 from ._velocity import path_of
 
 Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5", "tsit5"]
@@ -82,9 +83,7 @@ def check_condition(condition: Any, batch: int, velocity: Any) -> dict[str, Any]
     shape = np.shape(condition.get("labels", 0))
     if shape not in ((), (1,), (batch,)):
         raise ValueError(f"labels of shape {shape} do not fit {batch} samples; give one label a sample")
-    check = getattr(velocity, "check_condition", None)
-    if check is not None:
-        check(**condition)
+    ask(velocity, condition)
     return dict(condition)
 
 

@@ -1,6 +1,7 @@
 """Velocity functions made of others: hybrids in time, and predictors of data, noise or score."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import jax
@@ -24,6 +25,13 @@ def path_of(velocity: Any) -> Path | None:
     """The path a velocity function says it belongs to, or None."""
     path = getattr(velocity, "path", None)
     return path if isinstance(path, Path) else None
+
+
+def check_condition(velocity: Any, condition: Mapping[str, Any]) -> None:
+    """Let a velocity function that has a method `check_condition` refuse its condition before anything is compiled."""
+    check = getattr(velocity, "check_condition", None)
+    if check is not None:
+        check(**condition)
 
 
 @jax.tree_util.register_dataclass
@@ -54,9 +62,8 @@ class Hybrid:
 
     def check_condition(self, **condition: Any) -> None:
         """What either function refuses."""
-        for function in (self.first, self.second):
-            if hasattr(function, "check_condition"):
-                function.check_condition(**condition)
+        check_condition(self.first, condition)
+        check_condition(self.second, condition)
 
     @property
     def breakpoints(self) -> tuple[Scalar, ...]:
@@ -115,6 +122,10 @@ class ConvertedPrediction:
     path: Path = dataclasses.field(metadata={"static": True})
     source: Prediction = dataclasses.field(metadata={"static": True})
     first_time: float = dataclasses.field(metadata={"static": True})
+
+    def check_condition(self, **condition: Any) -> None:
+        """What the predictor refuses."""
+        check_condition(self.predictor, condition)
 
     def __call__(self, x: jax.Array, t: ArrayLike, **condition: Any) -> jax.Array:
         """Velocity [*batch, *event]."""

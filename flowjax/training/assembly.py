@@ -79,8 +79,14 @@ def make_target(config: TrainConfig, dataset: fj.data.Dataset) -> tuple[fj.targe
 
 
 def time_target(config: TrainConfig, dataset: fj.data.Dataset, *, rounds: int = 7) -> dict[str, float]:
-    """Median seconds of a whole step and of its target alone, in turn, on the run's own shapes and devices."""
-    parts = assemble(config, dataset, fj.data.mesh())
+    """Median seconds of a whole step and of its target alone, in turn, on the run's own shapes.
+
+    On as many of the devices as the batch divides over: a run may have been trained elsewhere.
+    """
+    devices = jax.devices()
+    part = config.batch_size // config.optimizer.accumulate
+    count = max(k for k in range(1, len(devices) + 1) if part % k == 0)
+    parts = assemble(config, dataset, fj.data.mesh(devices[:count]))
     state = parts.state
     batch = fj.data.place(next(parts.iterator), parts.mesh)
     example = draw(config, jax.random.key(0), batch, parts.rows)

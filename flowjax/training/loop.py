@@ -86,20 +86,21 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
                 pending = step, metrics
                 last = step == config.steps
                 sampling = last or step % config.sample_every == 0
-                saving = last or step % config.checkpoint_every == 0 or bool(signals.received)
-                if sampling or saving:
+                saving = last or step % config.checkpoint_every == 0
+                if sampling:
                     # Read first: nothing is drawn from, or saved of, a state that is not finite.
                     values = _read(step, metrics, checkpoints)
-                    if sampling:
-                        values |= _sample(
-                            run, config, parts.graphdef, state, score, labels, step, progress.say
-                        )
-                    _log(run, config, progress, step, values, always=sampling)
+                    values |= _sample(run, config, parts.graphdef, state, score, labels, step, progress.say)
+                    _log(run, config, progress, step, values, always=True)
                     pending = None
-                if saving:
+                received = signals.received  # once: what is saved and what is said must agree
+                if saving or received:
+                    if pending is not None:
+                        _log(run, config, progress, step, _read(step, metrics, checkpoints))
+                        pending = None
                     checkpoints.save(step, state, iterator)
-                if signals.received and not last:
-                    raise Stopped(f"stopped by {signals.received} after step {step}; continue with --resume")
+                if received and not last:
+                    raise Stopped(f"stopped by {received} after step {step}; continue with --resume")
     return run
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from flowjax._files import replacing
+from flowjax._files import is_leftover, replacing
 
 from .config import TrainConfig, first_difference
 
@@ -27,7 +27,6 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).absolute()
         self.config_file = self.path / "config.json"
-        self._config_part = self.path / "config.json.part"  # all that a kill in the first write leaves
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
@@ -66,7 +65,7 @@ class RunDirectory:
             raise ValueError(f"{existing} is a file; choose another --run-dir")
         if existing is not None and not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(f"{existing} cannot be written to; choose another --run-dir")
-        if existing == self.path and any(p != self._config_part for p in self.path.iterdir()):
+        if existing == self.path and any(not is_leftover(file) for file in self.path.iterdir()):
             raise ValueError(f"{self.path} already holds something else than a run; choose another --run-dir")
 
     def check_resumable(self, config: TrainConfig, fingerprint: str) -> None:

@@ -229,3 +229,36 @@ def test_more_near_duplicates_than_candidates(t):
     data = np.concatenate([centre + normal(1, 40, 3072) * np.float32(3e-3), normal(2, 300, 3072)])
     x = (1 - np.float32(t)) * normal(3, 6, 3072) + np.float32(t) * data[:6]
     check(data, x, t, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("t", [0.99999, 1 - 1e-6, 1 - 2.0**-24])
+@pytest.mark.parametrize("dimension", [2, 12])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_last_times_between_rows_and_off_the_path(scale, dimension, t):
+    """float32 logits err by thousands of nats: the bound may be large, but it holds, and nothing is NaN."""
+    data = np.float32(scale) * normal(0, 200, dimension)
+    t = np.float32(t)
+    x = np.concatenate([t * (data[:20] + data[20:40]) / 2, normal(1, 20, dimension), t * data[:20]])
+    for precision in ("float32", "float64"):
+        posterior = fj.ClosedFormField(data, precision=precision).posterior(x, t)
+        error = np.linalg.norm(flat(posterior.velocity) - oracle_posterior(data, x, t).velocity, axis=1)
+        assert np.all(error <= np.asarray(posterior.error_bound, np.float64)), precision
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("offset", [1e2, 1e5])
+def test_bounds_far_from_the_origin(path, offset):
+    data = normal(0, 50, 12) + np.float32(offset)
+    for t in (0.5, 0.999, 1 - 1e-6):
+        x = np.asarray(path.interpolate(np.zeros((5, 12), np.float32), data[:5], np.float32(t)))
+        posterior = fj.ClosedFormField(data, path).posterior(x, np.float32(t))
+        error = np.linalg.norm(flat(posterior.velocity) - oracle_posterior(data, x, t, path).velocity, axis=1)
+        assert np.all(error <= np.asarray(posterior.error_bound, np.float64)), t
+
+
+def test_a_class_whose_weights_are_tiny_beside_the_others():
+    data, labels = normal(0, 30, 12), np.arange(30) % 2
+    check(
+        data, normal(1, 4, 12), 0.4, weights=np.where(labels, 1e-200, 1e200), labels=labels,
+        query_labels=np.array([1, 0, 1, 1]),
+    )  # fmt: skip

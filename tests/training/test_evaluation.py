@@ -251,7 +251,7 @@ def test_metrics_are_cut_to_whole_lines_up_to_the_checkpoint(tmp_path):
 
 
 def test_a_kill_while_the_directory_is_claimed_does_not_block_it(tmp_path):
-    (tmp_path / "config.json.part").write_text('{"conf')
+    (tmp_path / ".config.json.17-0a0b0c0d.part").write_text('{"conf')
     run = training.RunDirectory(tmp_path)
     run.start(CONFIG, "0")
     assert run.config() == CONFIG

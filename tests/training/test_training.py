@@ -299,7 +299,7 @@ def test_transfers_in_the_middle_of_a_step_are_an_error(tmp_path, monkeypatch):
         return parts._replace(step=lambda s, b, *rest: parts.step(s, jax.tree.map(np.asarray, b), *rest))
 
     monkeypatch.setattr(loop, "assemble", on_the_host)
-    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    with pytest.raises(Exception, match="Disallowed .* transfer"):
         training.train(tiny(), tmp_path / "run")
 
 
@@ -334,6 +334,25 @@ def test_a_noisy_target_averages_to_the_exact_one(name):
     groups = np.array([float(difference[s].mean()) for s in parts])
     assert abs(groups.mean()) < 5 * groups.std(ddof=1) / np.sqrt(len(groups))
     assert groups.std() > 0
+
+
+def test_a_signal_while_samples_are_drawn_saves_too(tmp_path, monkeypatch):
+    real = loop.draw_samples
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "draw_samples", interrupted)
+    with pytest.raises(loop.Stopped, match="SIGTERM after step 5"):
+        training.train(tiny(sample_every=5, checkpoint_every=8), tmp_path / "run")
+    with Checkpoints(training.RunDirectory(tmp_path / "run").checkpoints) as checkpoints:
+        assert checkpoints.steps() == [5]
+
+
+def test_a_run_is_timed_on_devices_that_its_batch_divides_over():
+    config = tiny(batch_size=12)  # eight devices are visible
+    assert assembly.time_target(config, config.data.load(), rounds=1)["seconds_per_step"] > 0
 
 
 KILLED = [
