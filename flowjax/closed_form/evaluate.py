@@ -21,7 +21,7 @@ Error analysis (u = unit roundoff of the pass, Y = max ‖y − centre‖, X = �
     (3)  dropping n' rows whose logits are ≤ r moves the mean by at most 2 Y eps/(1 + eps), with
          eps = n' exp(r + E − log normaliser of the candidates)
     (4)  no error of the mean exceeds 4 Y: û's lies in the convex hull of the data, `exact` too, and `combined` within
-         3 Y of the centre, since a remainder that is all rounding is left out or small beside the rest (`_significant`).
+         3 Y of the centre, since a remainder of mere rounding is left out or small beside the rest (`_significant`).
 
 The velocity error is |alpha' − sigma' alpha/sigma| times that of the mean, plus rounding of the result.
 """

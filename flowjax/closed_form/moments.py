@@ -77,7 +77,7 @@ def rescale(moments: Moments, maximum: PerQuery) -> Moments:
 
 def merge(first: Moments, second: Moments) -> Moments:
     """Moments of the union of two disjoint sets of rows. Associative and commutative up to rounding."""
-    maximum = jnp.maximum(first.max, second.max)
+    maximum = jnp.maximum(*lax.stop_gradient((first.max, second.max)))
     return _add(rescale(first, maximum), rescale(second, maximum))
 
 

@@ -299,7 +299,7 @@ def test_transfers_in_the_middle_of_a_step_are_an_error(tmp_path, monkeypatch):
         return parts._replace(step=lambda s, b, *rest: parts.step(s, jax.tree.map(np.asarray, b), *rest))
 
     monkeypatch.setattr(loop, "assemble", on_the_host)
-    with pytest.raises(Exception, match="Disallowed .* transfer"):
+    with pytest.raises(Exception, match=r"Disallowed .* transfer"):
         training.train(tiny(), tmp_path / "run")
 
 
