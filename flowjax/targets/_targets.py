@@ -234,7 +234,8 @@ def empirical_velocity(
         logit_j − logit_1 = −alpha²/(2 sigma²) (‖y_j‖² − ‖x1‖² − 2 q·(y_j − x1))
         velocity          = conditional velocity + (alpha' − sigma' alpha/sigma) Σ_j w_j (y_j − x1)
 
-    In float32, by products: near-duplicates late in time cost digits, which `closed_form` re-scores and this target, noisy as it is, does not.
+    In float32, by products: near-duplicates late in time cost digits, which
+    `closed_form` re-scores and this target, noisy as it is, does not.
     """
     b = x1.shape[0]
     shape = x1.shape

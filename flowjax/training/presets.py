@@ -11,7 +11,7 @@ from .config import DataConfig, OptimizerConfig, TargetConfig, TrainConfig
 def digits() -> TrainConfig:
     """scikit-learn's digits, 1 797 pictures of 8×8, on the exact target: README's main job.
 
-    Cost: about 2 min 35 s on two CPU cores, sampling and report included; the exact target is 5 % of a step. Expect samples
+    Cost: 2 min 35 s on two CPU cores, sampling and report included; the exact target is 5 % of a step. Expect samples
     that read as digits, 0 % memorised at ratio 1/3 (.4 % at 2/3), and a Fréchet distance of 4.4 ± .8 with 512 samples
     (one network, eight seeds of noise), where as many real rows score 3.6 ± 1.1: compare networks with more samples.
 
