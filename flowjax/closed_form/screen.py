@@ -15,6 +15,7 @@ columns (its bands, the tail, the squared norm, its coordinates) lie side by sid
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def edges(coordinates: int) -> tuple[int, ...]:
     """Edges of the bands, from the first level to all coordinates; every level is one."""
     steps = levels(coordinates)
     result = {steps[0]}
-    for low, high in zip(steps[:-1], steps[1:], strict=True):
+    for low, high in itertools.pairwise(steps):
         result |= {round(v) for v in np.geomspace(low, high, BANDS_PER_OCTAVE + 1)}
     return tuple(sorted(result))
 
@@ -108,9 +109,7 @@ def band_norms(coordinates: Float[Array, "b K"], band_edges: tuple[int, ...]) ->
     """Norms of the bands, in the dtype given."""
     if len(band_edges) < 2:
         return coordinates[:, :0]
-    squares = [
-        jnp.sum(coordinates[:, i:j] ** 2, 1) for i, j in zip(band_edges[:-1], band_edges[1:], strict=True)
-    ]
+    squares = [jnp.sum(coordinates[:, i:j] ** 2, 1) for i, j in itertools.pairwise(band_edges)]
     return jnp.sqrt(jnp.stack(squares, 1))
 
 
@@ -162,9 +161,7 @@ def make_screen(rows: Rows) -> Screen:
         padding = -rows.dimension % chunk
         chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, coordinates)
         row_defect = 1.01 * (2.0**-24 + delta)
-        return Screen(
-            chunks, fine[:, :width], fine, bias, round_up(delta), round_up(row_defect)
-        )
+        return Screen(chunks, fine[:, :width], fine, bias, round_up(delta), round_up(row_defect))
 
 
 def _principal_directions(rows: Rows) -> Float[Array, "d K"]:

@@ -1,0 +1,546 @@
+"""Certified screening: the rows that may carry weight, found at a fraction of the cost of looking at all of them.
+
+`screen` bounds every logit from above by one product with few columns. Per query:
+
+    1. a pass with the fewest columns gives the bounds and a guess of the best row: the same columns with the noise's
+       share taken out of the query's band norms, which is an estimate and not a bound
+    2. that row's exact logit L gives the threshold L − log(n/eps): rows bounded below it weigh less than eps together
+    3. too many left: a sample of the rows tells what more columns would leave, and another pass takes the cheapest
+       number of them; where nothing is cheaper than the dense pass, the query goes there
+    4. what is left is pooled over the queries, bounded again with all columns, and at last evaluated by direct
+       difference in float64, in loops whose length is the number of survivors
+
+Rounding is accounted for in the threshold (`_slack`), dropped rows in the bound of the result; a query whose bound
+exceeds the tolerance is evaluated densely. So a bad basis or a bad guess costs time and nothing else. Derivatives
+are those of the dense pass.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flowjax.typing import Array, Bool, Flat, Float, Indices, Int, PerQuery, typed
+
+from . import moments as algebra
+from .dense import Query, Rows
+from .evaluate import (
+    RELEVANT,
+    Evaluation,
+    Plan,
+    Schedule,
+    along_path,
+    evaluate,
+    exact_bound,
+    finalise,
+    in_tiles,
+    log_prior,
+    num_seen,
+    query_norm,
+    velocity_of,
+)
+from .moments import Moments, Scalars
+from .refine import gather_points
+from .screen import LANES, Coefficients, Screen, band_norms, project, round_up
+
+TILE = 256
+_CHUNK = 64
+"""Queries that share a pass with the fewest columns; half as many share the later ones."""
+
+_POOL = 1 << 15
+_SLOTS = 256
+_EXACT = 32
+_SAMPLE = 1024
+_PAIR_COST = 36
+_EXACT_COST = 50
+"""Cost of an entry of a gathered row, bounded again or evaluated exactly, in multiply-adds of a dense product (CPU)."""
+_DENSE_CHUNK = 16
+
+
+class _Seen(NamedTuple):
+    """A chunk of queries as the passes need it; float64."""
+
+    query: Query
+    coefficients: Coefficients
+    scale: PerQuery
+    slack: PerQuery
+
+
+class _Found(NamedTuple):
+    """Survivors of each query of a chunk: their moments, the best row, whether all of them fitted."""
+
+    moments: Moments
+    index: Indices
+    complete: Bool[Array, "b"]
+
+
+def _take(tree, index: Indices):
+    return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
+
+
+@typed
+def _slack(screen: Screen, rows: Rows, query: Query, coefficients: Coefficients) -> PerQuery:
+    """What a float32 bound may fall short of the true logit, [b]: defects of equation (1) and rounding."""
+    y, scale = rows.max_norm.astype(jnp.float64), query.alpha / query.sigma**2
+    terms = screen.fine.shape[1] + 16
+    rounding = 1.05 * 2.0**-24 * terms
+    defect = 1.05 * (coefficients.defect + screen.row_defect.astype(jnp.float64))
+    product = scale * coefficients.norm * y
+    rest = query.alpha * scale / 2 * y**2 + rows.log_weight_bound.astype(jnp.float64)
+    return product * (defect + rounding) + rest * (rounding + 2.0**-22) + 1e-6
+
+
+@typed
+def _weights(screen: Screen, seen: _Seen, level: int, *, debias: bool) -> Float[Array, "b columns"]:
+    """Coefficients of a level's columns, float32: of the upper bound, or of the estimate that takes out the noise."""
+    query, coefficients = seen.query, seen.coefficients
+    first = screen.edges.index(screen.levels[level])
+    bands, tail = band_norms(coefficients.head, screen.edges)[:, first:], coefficients.tail[:, None]
+    if debias:
+        variance = (query.sigma**2)[:, None]
+        sizes = [j - i for i, j in zip(screen.edges[:-1], screen.edges[1:], strict=True)][first:]
+        bands = jnp.sqrt(jnp.maximum(bands**2 - variance * jnp.asarray(sizes, jnp.float64), 0))
+        left = query.x.shape[1] - screen.coordinates
+        tail = jnp.sqrt(jnp.maximum(tail**2 - variance * left, 0))
+    scale = seen.scale[:, None]
+    norm = -(query.alpha * seen.scale / 2)[:, None]
+    head = (scale * coefficients.head[:, : screen.levels[level]]).astype(jnp.float32)
+    return jnp.concatenate(
+        [round_up(scale * bands), round_up(scale * tail), norm.astype(jnp.float32), head], 1
+    )
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _mask(rows: Rows, query: Query, bounds: jax.Array, labels: jax.Array | None) -> jax.Array:
+    if labels is None or query.labels is None:
+        return bounds
+    return jnp.where(query.labels[:, None] == labels, bounds, jnp.float32(-jnp.inf))
+
+
+def _block_of(array: jax.Array, step: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(array, step * jnp.int32(size), size)
+
+
+def _row_labels(screen: Screen, rows: Rows) -> jax.Array | None:
+    if rows.labels is None:
+        return None
+    return jnp.pad(rows.labels, (0, screen.bias.shape[0] - rows.count), constant_values=-1)
+
+
+def _first_pass(screen: Screen, rows: Rows, seen: _Seen) -> tuple[jax.Array, jax.Array]:
+    """Bounds [steps, b, block] float32 with the fewest columns, and the best-looking row [b]."""
+    b, size = seen.query.x.shape[0], screen.block
+    plain, debiased = (_weights(screen, seen, 0, debias=d) for d in (False, True))
+    split = screen.num_bands + 2
+    bands = jnp.concatenate([plain[:, :split], debiased[:, :split]])
+    labels = _row_labels(screen, rows)
+
+    def body(carry, step):
+        best, where = carry
+        block = _block_of(screen.coarse, step, size)
+        head = _dot(plain[:, split:], block[:, split:]) + _block_of(screen.bias, step, size)
+        if labels is not None:
+            head = _mask(rows, seen.query, head, _block_of(labels, step, size))
+        both = _dot(bands, block[:, :split])
+        estimate = head + both[b:]
+        where = jnp.where(estimate > best, step, where)
+        return (jnp.maximum(best, estimate), where), head + both[:b]
+
+    start = jnp.full((b, size), -jnp.inf, jnp.float32), jnp.zeros((b, size), jnp.int32)
+    steps = jnp.arange(screen.bias.shape[0] // size, dtype=jnp.int32)
+    (best, where), bounds = lax.scan(body, start, steps)
+    column = lax.argmax(best, 1, jnp.int32)
+    index = jnp.take_along_axis(where, column[:, None], 1)[:, 0] * jnp.int32(size) + column
+    return bounds, jnp.minimum(index, jnp.int32(rows.count - 1))
+
+
+def _later_pass(screen: Screen, rows: Rows, seen: _Seen, level: int) -> jax.Array:
+    """Bounds [steps, b, block] float32 with more columns."""
+    size, (first, last) = screen.block, screen.columns(level)
+    weights, labels = _weights(screen, seen, level, debias=False), _row_labels(screen, rows)
+
+    def body(_, step):
+        block = lax.dynamic_slice(
+            screen.fine, (step * jnp.int32(size), jnp.int32(first)), (size, last - first)
+        )
+        bounds = _dot(weights, block) + _block_of(screen.bias, step, size)
+        if labels is not None:
+            bounds = _mask(rows, seen.query, bounds, _block_of(labels, step, size))
+        return None, bounds
+
+    return lax.scan(body, None, jnp.arange(screen.bias.shape[0] // size, dtype=jnp.int32))[1]
+
+
+@typed
+def _logits(rows: Rows, query: Query, which: Indices, index: Indices) -> tuple[PerQuery, Flat]:
+    """Exact logits of rows `index` seen from queries `which`, and the rows; float64."""
+    points = gather_points(rows, index)
+    square = jnp.sum((query.x[which] - query.alpha[which][:, None] * points) ** 2, 1)
+    value = -square / (2 * query.sigma[which] ** 2)
+    if rows.log_weights is not None:
+        value = value + rows.log_weights[index].astype(jnp.float64)
+    if query.labels is not None and rows.labels is not None:
+        value = jnp.where(query.labels[which] == rows.labels[index], value, -jnp.inf)
+    return value, points
+
+
+class _Slots(NamedTuple):
+    """Where the p-th survivor is: survivors per (query, block) accumulated, and per group of lanes."""
+
+    accumulated: Int[Array, "q"]
+    groups: Int[Array, "steps b groups"]
+
+
+def _count(bounds: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Survivors per group of lanes, [steps, b, groups]."""
+    steps, b, size = bounds.shape
+    lanes = (bounds >= threshold[:, None]).reshape(steps, b, LANES, size // LANES)
+    return jnp.sum(lanes, 2, dtype=jnp.int32)
+
+
+def _locate(bounds, threshold, slots: _Slots, position) -> tuple[jax.Array, jax.Array]:
+    """Query and row of the survivors number `position`."""
+    steps, _, size = bounds.shape
+    cell = jnp.searchsorted(slots.accumulated, position, side="right").astype(jnp.int32)
+    cell = jnp.minimum(cell, jnp.int32(slots.accumulated.shape[0] - 1))
+    before = jnp.where(cell > 0, slots.accumulated[cell - 1], 0)
+    which, step = cell // jnp.int32(steps), cell % jnp.int32(steps)
+
+    def nth(counts, n):
+        sums = jnp.cumsum(counts, 1, dtype=jnp.int32)
+        place = jnp.sum(sums <= n[:, None], 1, dtype=jnp.int32)
+        place = jnp.minimum(place, jnp.int32(counts.shape[1] - 1))
+        held = jnp.take_along_axis(sums - counts, place[:, None], 1)[:, 0]
+        return place, n - held
+
+    group, left = nth(slots.groups[step, which], position - before)
+    offsets = group[:, None] + jnp.arange(LANES, dtype=jnp.int32) * jnp.int32(size // LANES)
+    inside = bounds[step[:, None], which[:, None], offsets] >= threshold[which][:, None]
+    lane, _ = nth(inside.astype(jnp.int32), left)
+    row = step * jnp.int32(size) + group + lane * jnp.int32(size // LANES)
+    return which, row
+
+
+def _append(pool, length, keep, values):
+    """Write the kept values after the first `length` entries of the pool's arrays."""
+    place = length + jnp.cumsum(keep, dtype=jnp.int32) - 1
+    place = jnp.where(keep, place, jnp.int32(pool[0].shape[0]))
+    pool = tuple(p.at[place].set(v, mode="drop") for p, v in zip(pool, values, strict=True))
+    return pool, length + jnp.sum(keep, dtype=jnp.int32)
+
+
+def _collect(
+    plan: Plan, screen: Screen, rows: Rows, seen: _Seen, bounds, groups, threshold, wanted, reference
+) -> _Found:
+    """Moments of every wanted query's rows with a bound at or above its threshold.
+
+    Args:
+        bounds: [steps, b, block] float32 and their number per group of lanes, [steps, b, groups].
+        threshold: [b] float32.
+        wanted: [b].
+        reference: [b] float64, a logit the best one is not below.
+    """
+    b = threshold.shape[0]
+    per_cell = jnp.where(wanted[:, None], jnp.sum(groups, 2, dtype=jnp.int32).T, 0)
+    running = jnp.cumsum(jnp.sum(per_cell, 1, dtype=jnp.int32), dtype=jnp.int32)
+    complete = wanted & (running <= _POOL)
+    per_cell = jnp.where(complete[:, None], per_cell, 0)
+    accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
+    slots, total = _Slots(accumulated, groups), accumulated[-1]
+    weights = _weights(screen, seen, len(screen.levels) - 1, debias=False)
+    first = screen.num_bands
+
+    def bound_again(state):
+        done, length, pool = state
+        position = done + jnp.arange(_SLOTS, dtype=jnp.int32)
+        which, row = _locate(bounds, threshold, slots, position)
+        row = jnp.minimum(row, jnp.int32(rows.count - 1))
+        better = jnp.sum(screen.fine[row, first:] * weights[which], 1) + screen.bias[row]
+        keep = (position < total) & (better >= threshold[which])
+        pool, length = _append(pool, length, keep, (which, row))
+        return done + jnp.int32(_SLOTS), length, pool
+
+    none = jnp.zeros(_POOL + _SLOTS, jnp.int32)
+    zero = jnp.int32(0)
+    _, length, (whose, which_row) = lax.while_loop(
+        lambda state: state[0] < total, bound_again, (zero, zero, (none, none))
+    )
+
+    def score(state):
+        done, kept, pool = state
+        whose_now = lax.dynamic_slice_in_dim(whose, done, _EXACT)
+        row_now = lax.dynamic_slice_in_dim(which_row, done, _EXACT)
+        logits, _ = _logits(rows, seen.query, whose_now, row_now)
+        used = done + jnp.arange(_EXACT, dtype=jnp.int32) < length
+        keep = used & (logits >= reference[whose_now] - RELEVANT)
+        pool, kept = _append(pool, kept, keep, (whose_now, row_now, logits))
+        return done + jnp.int32(_EXACT), kept, pool
+
+    pool = none, none, jnp.full(none.shape, -jnp.inf, jnp.float64)
+    _, kept, (whose, which_row, logits) = lax.while_loop(
+        lambda state: state[0] < length, score, (zero, zero, pool)
+    )
+
+    maximum = jnp.full(b, -jnp.inf, jnp.float64).at[whose].max(logits)
+    shifted = logits - algebra.finite_max(maximum)[whose]
+    terms = jnp.exp(shifted)
+    best = jnp.where((logits == maximum[whose]) & (terms > 0), which_row, jnp.iinfo(jnp.int32).max)
+    index = jnp.full(b, jnp.iinfo(jnp.int32).max, jnp.int32).at[whose].min(best)
+
+    def add(state):
+        done, total, square = state
+        cut = (lax.dynamic_slice_in_dim(leaf, done, _EXACT) for leaf in (whose, which_row, terms))
+        whose_now, row_now, weight = cut
+        points = gather_points(rows, row_now)
+        total = total.at[whose_now].add(weight[:, None] * points)
+        square = square.at[whose_now].add(weight * jnp.sum(points**2, 1))
+        return done + jnp.int32(_EXACT), total, square
+
+    start = zero, jnp.zeros((b, rows.dimension), jnp.float64), jnp.zeros(b, jnp.float64)
+    _, weighted_sum, square = lax.while_loop(lambda state: state[0] < kept, add, start)
+
+    def summed(values):
+        return jnp.zeros(b, jnp.float64).at[whose].add(values)
+
+    scalars = None
+    if plan.settings.scalars:
+        scalars = Scalars(summed(terms * jnp.where(terms > 0, shifted, 0)), square, summed(terms**2))
+    return _Found(Moments(maximum, summed(terms), weighted_sum, scalars), index, complete)
+
+
+def _choose_level(screen: Screen, rows: Rows, seen: _Seen, threshold, left) -> jax.Array:
+    """The level that each query is cheapest at, [b] int32; the number of levels means dense."""
+    n, d, k = rows.count, rows.dimension, screen.levels
+    stride = -(-n // _SAMPLE)
+    table, bias = screen.fine[:n:stride], screen.bias[:n:stride]
+    labels = None if rows.labels is None else rows.labels[::stride]
+
+    def survivors(level):
+        first, last = screen.columns(level)
+        bounds = _dot(_weights(screen, seen, level, debias=False), table[:, first:last]) + bias
+        bounds = _mask(rows, seen.query, bounds, labels)
+        return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
+
+    def compare(_):
+        counts = [left.astype(jnp.float64)] + [survivors(level) for level in range(1, len(k))]
+        final = _EXACT_COST * d * counts[-1]
+        costs = [_PAIR_COST * k[-1] * count + final for count in counts]
+        costs = [costs[0]] + [cost + n * 1.0 * step for cost, step in zip(costs[1:], k[1:], strict=True)]
+        costs.append(jnp.full_like(costs[0], 2.0 * n * d))
+        return lax.argmin(jnp.stack(costs, 1).astype(jnp.float32), 1, jnp.int32)
+
+    second = k[min(1, len(k) - 1)]
+    few = _PAIR_COST * k[-1] * left <= n * second
+    return lax.cond(jnp.all(few), lambda _: jnp.zeros(left.shape, jnp.int32), compare, None)
+
+
+class _State(NamedTuple):
+    """Per subquery: what the first pass decided and what was found."""
+
+    reference: PerQuery
+    cut: PerQuery
+    threshold: PerQuery
+    level: Indices
+    found: _Found
+
+
+def _first(plan: Plan, screen: Screen, rows: Rows, seen: _Seen, x: Flat, schedule: Schedule) -> _State:
+    """Steps 1 to 4 of the module's text for one chunk."""
+    bounds, guess = _first_pass(screen, rows, seen)
+    b = guess.shape[0]
+    logit, points = _logits(rows, seen.query, jnp.arange(b, dtype=jnp.int32), guess)
+    velocity = query_norm(velocity_of(rows, x, schedule, points))
+    if plan.horizontal_flip:
+        pairs = logit.reshape(-1, 2)
+        better = lax.argmax(pairs.astype(jnp.float32), 1, jnp.int32)[:, None]
+        velocity = jnp.repeat(jnp.take_along_axis(velocity.reshape(-1, 2), better, 1)[:, 0], 2)
+        logit = jnp.repeat(jnp.max(pairs, 1), 2)
+    # The rows dropped may move the velocity by an eighth of the tolerance.
+    speed = along_path(schedule)
+    eps = plan.tolerance * velocity / (16 * speed * rows.max_norm.astype(jnp.float64) + 1e-30)
+    target = logit + jnp.log(jnp.clip(eps, 1e-14, 1e-2)) - jnp.log(1.0 * num_seen(plan, rows))
+    constant = jnp.sum(seen.query.x**2, 1) / (2 * seen.query.sigma**2)
+    threshold = target + constant - seen.slack
+    threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
+    cut = threshold.astype(jnp.float64) + seen.slack - constant
+    groups = _count(bounds, threshold)
+    left = jnp.sum(groups, (0, 2), dtype=jnp.int32)
+    level = _choose_level(screen, rows, seen, threshold, left)
+    # Values that might leave float32 are no bounds.
+    y = rows.max_norm.astype(jnp.float64)
+    size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
+    sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
+    level = jnp.where(sane, level, jnp.int32(len(screen.levels)))
+    found = _collect(plan, screen, rows, seen, bounds, groups, threshold, level == 0, logit)
+    level = jnp.where((level == 0) & ~found.complete, jnp.int32(len(screen.levels)), level)
+    return _State(logit, cut, threshold, level, found)
+
+
+def _later(plan: Plan, screen: Screen, rows: Rows, seen: _Seen, state: _State) -> _State:
+    """Another pass for the queries whose level is neither the first nor dense."""
+    b, num_levels = state.level.shape[0], len(screen.levels)
+    size = min(_CHUNK // 2, b)
+    open_ = (state.level > 0) & (state.level < num_levels)
+    order = jnp.argsort(jnp.where(open_, state.level, num_levels), stable=True).astype(jnp.int32)
+    order = jnp.pad(order, (0, size), constant_values=b)
+    count = jnp.sum(open_, dtype=jnp.int32)
+
+    def body(carry):
+        done, found = carry
+        index = lax.dynamic_slice_in_dim(order, done, size)
+        wanted = done + jnp.arange(size, dtype=jnp.int32) < count
+        clipped = jnp.minimum(index, jnp.int32(b - 1))
+        chunk, now = _take(seen, clipped), _take(state, clipped)
+        level = jnp.max(jnp.where(wanted, now.level, 1))
+        passes = [
+            functools.partial(_later_pass, screen, rows, chunk, later) for later in range(1, num_levels)
+        ]
+        bounds = lax.switch(level - 1, passes)
+        groups = _count(bounds, now.threshold)
+        new = _collect(plan, screen, rows, chunk, bounds, groups, now.threshold, wanted, now.reference)
+        target = jnp.where(wanted, index, jnp.int32(b))
+        found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
+        return done + jnp.int32(size), found
+
+    if num_levels == 1:
+        return state
+    _, found = lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), state.found))
+    return state._replace(found=found)
+
+
+def _in_chunks(function, arguments, size: int):
+    """Apply to chunks of `size` entries one after the other; the last one repeats the last entry."""
+    b = jax.tree.leaves(arguments)[0].shape[0]
+    number = -(-b // size)
+    index = jnp.minimum(jnp.arange(number * size, dtype=jnp.int32), jnp.int32(b - 1)).reshape(number, size)
+    results = lax.map(lambda i: function(*_take(arguments, i)), index)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:b], results)
+
+
+def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[Evaluation, jax.Array]:
+    """Evaluation of a tile, and which queries it holds for. Inside the float64 island."""
+    path, b = plan.path, x.shape[0]
+    x, t = x.astype(jnp.float64), t.astype(jnp.float64)
+    schedule = Schedule(path.alpha(t), path.sigma(t), path.alpha_dot(t), path.sigma_dot(t))
+    centre = 0.0 if rows.centre is None else rows.centre.astype(jnp.float64)
+    query = Query(x - schedule.alpha[:, None] * centre, schedule.alpha, schedule.sigma, labels)
+    copies = 2 if plan.horizontal_flip else 1
+
+    def flip(points):
+        return points.reshape(-1, *plan.event_shape)[:, :, ::-1].reshape(points.shape)
+
+    # A query and its mirror image stand side by side.
+    whole, sub, sub_schedule = x, query, schedule
+    if copies == 2:
+        sub, sub_schedule = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, 0), (query, schedule))
+        sub = dataclasses.replace(sub, x=jnp.stack([query.x, flip(query.x)], 1).reshape(2 * b, -1))
+        whole = jnp.stack([x, flip(x)], 1).reshape(2 * b, -1)
+    coefficients = project(screen, sub.x)
+    seen = _Seen(sub, coefficients, sub.alpha / sub.sigma**2, _slack(screen, rows, sub, coefficients))
+    state = _in_chunks(
+        lambda *chunk: _first(plan, screen, rows, *chunk),
+        (seen, whole, sub_schedule),
+        min(_CHUNK, copies * b),
+    )
+    state = _later(plan, screen, rows, seen, state)
+
+    total, index, complete = state.found
+    reference, cut = state.reference[::copies], state.cut[::copies]
+    if copies == 2:
+        plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s::2], state.found) for s in (0, 1))
+        unflipped = dataclasses.replace(mirrored.moments, weighted_sum=flip(mirrored.moments.weighted_sum))
+        total = algebra.merge(plain.moments, unflipped)
+        first = plain.moments.max >= mirrored.moments.max
+        index = jnp.where(first, plain.index, mirrored.index + jnp.int32(rows.count))
+        complete = plain.complete & mirrored.complete
+        cut = jnp.maximum(cut, state.cut[1::2])
+    result = finalise(rows, x, schedule, total, log_prior(rows, plan, labels), total.max)
+    log_normaliser = total.max + jnp.log(total.normaliser)
+    gap = jnp.maximum(cut, reference - RELEVANT) - log_normaliser
+    dropped = 2 * num_seen(plan, rows) * jnp.exp(jnp.minimum(gap, 700.0))
+    bound, _ = exact_bound(plan, rows, query, total, dropped)
+    speed = along_path(schedule)
+    size = query_norm(result.velocity)
+    rounding = 2.0**-23 * size + 2.0**-48 * speed * (query_norm(query.x) + rows.max_norm)
+    bound = 1.001 * speed * bound + rounding
+    holds = complete & (bound <= plan.tolerance * size)
+    if plan.settings.scalars:
+        result = result._replace(argmax=index, error_bound=bound)
+    return result, holds
+
+
+def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, holds) -> Evaluation:
+    """Dense evaluation of the queries that screening does not hold for, in chunks; free when there are none."""
+    b = x.shape[0]
+    count = jnp.sum(~holds, dtype=jnp.int32)
+    order = jnp.argsort(holds, stable=True).astype(jnp.int32)
+
+    def dense(index):
+        return evaluate(plan, rows, *(None if leaf is None else leaf[index] for leaf in (x, t, labels)))
+
+    if b <= _DENSE_CHUNK:
+        everything = jnp.arange(b, dtype=jnp.int32)
+        return lax.cond(
+            count > 0,
+            lambda: jax.tree.map(
+                lambda old, new: jnp.where(holds[:, None] if old.ndim == 2 else holds, old, new),
+                result,
+                dense(everything),
+            ),
+            lambda: result,
+        )
+
+    def chunks(size, carry):
+        padded = jnp.pad(order, (0, size), constant_values=b)
+
+        def body(carry):
+            done, result = carry
+            index = lax.dynamic_slice_in_dim(padded, done, size)
+            index = jnp.where(done + jnp.arange(size, dtype=jnp.int32) < count, index, jnp.int32(b))
+            new = dense(jnp.minimum(index, jnp.int32(b - 1)))
+            result = jax.tree.map(lambda old, part: old.at[index].set(part, mode="drop"), result, new)
+            return done + jnp.int32(size), result
+
+        # Large chunks cost less a query: the small one takes what is left of them.
+        limit = count if size == _DENSE_CHUNK else count - jnp.int32(size // 2)
+        return lax.while_loop(lambda carry: carry[0] < limit, body, carry)
+
+    carry = jnp.int32(0), result
+    if b > 2 * _DENSE_CHUNK:
+        carry = chunks(b, carry)
+    return chunks(_DENSE_CHUNK, carry)[1]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def evaluate_screened(
+    plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None
+) -> Evaluation:
+    """As `evaluate`, by screening: x [b, d], t [b] inside [0, 1), labels [b] or None; Evaluation in x's dtype."""
+    tile_plan = dataclasses.replace(plan, tile=TILE)
+
+    def tile(x, t, labels):
+        with jax.enable_x64(True):
+            result, holds = _screen_tile(plan, screen, rows, x, t, labels)
+            result = jax.tree.map(
+                lambda leaf: leaf.astype(x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+                result,
+            )
+            return _with_fallback(plan, rows, x, t, labels, result, holds)
+
+    return in_tiles(tile_plan, tile, x, t, labels)
+
+
+@evaluate_screened.defjvp
+def _evaluate_screened_jvp(plan: Plan, primals, tangents):
+    """Values of screening, derivatives of the dense pass; the data is a constant."""
+    screen, rows, x, t, labels = primals
+    _, _, x_dot, t_dot, _ = tangents
+    result = evaluate_screened(plan, screen, rows, x, t, labels)
+    _, result_dot = jax.jvp(lambda x, t: evaluate(plan, rows, x, t, labels), (x, t), (x_dot, t_dot))
+    return result, result_dot
