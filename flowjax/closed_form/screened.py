@@ -46,9 +46,9 @@ from .moments import Moments, Scalars
 from .refine import gather_points
 from .screen import LANES, Coefficients, Screen, band_norms, project, round_up
 
-TILE = 256
-_CHUNK = 64
-"""Queries that share a pass with the fewest columns; half as many share the later ones."""
+TILE = 128
+_CHUNK = 128
+"""Queries that share a pass with the fewest columns; a quarter as many share the later ones."""
 
 _POOL = 1 << 15
 _SLOTS = 256
@@ -328,7 +328,7 @@ def _choose_level(screen: Screen, rows: Rows, seen: _Seen, threshold, left) -> j
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
     def compare(_):
-        counts = [left.astype(jnp.float64)] + [survivors(level) for level in range(1, len(k))]
+        counts = [left] + [survivors(level) for level in range(1, len(k))]
         final = _EXACT_COST * d * counts[-1]
         costs = [_PAIR_COST * k[-1] * count + final for count in counts]
         costs = [costs[0]] + [cost + n * 1.0 * step for cost, step in zip(costs[1:], k[1:], strict=True)]
@@ -336,6 +336,7 @@ def _choose_level(screen: Screen, rows: Rows, seen: _Seen, threshold, left) -> j
         return lax.argmin(jnp.stack(costs, 1).astype(jnp.float32), 1, jnp.int32)
 
     second = k[min(1, len(k) - 1)]
+    left = left.astype(jnp.float64)  # products with costs leave int32
     few = _PAIR_COST * k[-1] * left <= n * second
     return lax.cond(jnp.all(few), lambda _: jnp.zeros(left.shape, jnp.int32), compare, None)
 
@@ -385,7 +386,7 @@ def _first(plan: Plan, screen: Screen, rows: Rows, seen: _Seen, x: Flat, schedul
 def _later(plan: Plan, screen: Screen, rows: Rows, seen: _Seen, state: _State) -> _State:
     """Another pass for the queries whose level is neither the first nor dense."""
     b, num_levels = state.level.shape[0], len(screen.levels)
-    size = min(_CHUNK // 2, b)
+    size = min(_CHUNK // 4, b)
     open_ = (state.level > 0) & (state.level < num_levels)
     order = jnp.argsort(jnp.where(open_, state.level, num_levels), stable=True).astype(jnp.int32)
     order = jnp.pad(order, (0, size), constant_values=b)
@@ -415,12 +416,13 @@ def _later(plan: Plan, screen: Screen, rows: Rows, seen: _Seen, state: _State) -
 
 
 def _in_chunks(function, arguments, size: int):
-    """Apply to chunks of `size` entries one after the other; the last one repeats the last entry."""
+    """Apply to at most `size` entries at a time. Unrolled: inside a loop XLA copies the tables (twice the time)."""
     b = jax.tree.leaves(arguments)[0].shape[0]
-    number = -(-b // size)
-    index = jnp.minimum(jnp.arange(number * size, dtype=jnp.int32), jnp.int32(b - 1)).reshape(number, size)
-    results = lax.map(lambda i: function(*_take(arguments, i)), index)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:b], results)
+    results = [
+        function(*jax.tree.map(lambda leaf, i=i: leaf[i : i + size] if leaf.ndim else leaf, arguments))
+        for i in range(0, b, size)
+    ]
+    return results[0] if len(results) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
 
 def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[Evaluation, jax.Array]:
