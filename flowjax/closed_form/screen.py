@@ -14,7 +14,6 @@ columns (its bands, the tail, the squared norm, its coordinates) lie side by sid
 """
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -203,7 +202,6 @@ class Coefficients:
     defect: Scalar
 
 
-@functools.partial(jax.named_call, name="project")
 @typed
 def project(screen: Screen, x: Flat) -> Coefficients:
     """Coefficients of queries x [b, d] float64 relative to the centre. Inside the float64 island."""
@@ -212,7 +210,7 @@ def project(screen: Screen, x: Flat) -> Coefficients:
     low = low.reshape(x.shape[0], num_chunks, chunk).transpose(1, 0, 2)
 
     def body(total, pair):
-        part = lax.dot_general(*pair, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+        part = lax.dot_general(pair[0], pair[1], (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
         return total + part.astype(jnp.float64), None
 
     start = jnp.zeros((x.shape[0], coordinates), jnp.float64)
