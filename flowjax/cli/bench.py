@@ -16,6 +16,7 @@ Figures are ratios inside one run; the whole result goes to benchmarks/results/N
 benchmarks:
   dense      speed beside the machine's product rate, the textbook version and the broadcast
   accuracy   velocity error and certified bound against float64
+  screened   certified screening against dense, time by time; --data SOURCE for pictures of your own
   training   the target's share of a training step
   sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
   imports    seconds to import flowjax beside jax and flax
@@ -29,12 +30,14 @@ example:
 class Bench:
     """The command's flags."""
 
-    name: Annotated[Literal["dense", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional] = (
-        "dense"
-    )
+    name: Annotated[
+        Literal["dense", "screened", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional
+    ] = "dense"
     """Which one."""
     rounds: int | None = None
     """Timed rounds, of which medians are reported; each benchmark has its own default."""
+    data: str | None = None
+    """A source as `flowjax data` takes it, for the benchmarks that accept one."""
     dry_run: bool = False
     """Print, but record nothing."""
 
@@ -54,12 +57,13 @@ def run(argv: list[str]) -> int:
             "the benchmarks live in the repository, not in the installed package; "
             "clone it and run `python -m flowjax bench` from its top folder"
         ) from None
-    if arguments.rounds is None:
-        result = benchmark.run()
-    elif "rounds" in inspect.signature(benchmark.run).parameters:
-        result = benchmark.run(rounds=arguments.rounds)
-    else:
-        raise ValueError(f"--rounds does not apply to {arguments.name}, which times nothing; leave it out")
+    accepted = inspect.signature(benchmark.run).parameters
+    options = {name: getattr(arguments, name) for name in ("rounds", "data")}
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in accepted:
+            raise ValueError(f"--{name} does not apply to {arguments.name}; leave it out")
+    result = benchmark.run(**options)
     header, rows = benchmark.table(result)
     _show(header, rows, result["machine"])
     if not arguments.dry_run:

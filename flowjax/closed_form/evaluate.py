@@ -90,7 +90,7 @@ def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: PerQuery)
     """E of equation (1), [b]. With direct differences it depends on how negative the logits are."""
     unit = 2.0**-53 if plan.settings.precision == "float64" else 2.0**-24
     d = rows.dimension
-    x, y = _norm(query.x), rows.max_norm.astype(jnp.float64)
+    x, y = query_norm(query.x), rows.max_norm.astype(jnp.float64)
     if uses_direct_differences(d):
         size = jnp.abs(log_normaliser) + RELEVANT + rows.log_weight_bound.astype(jnp.float64)
         terms = (d + 8) * size + 3 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma
@@ -107,7 +107,7 @@ def _weight_error(rows: Rows) -> Scalar:
 
 
 @typed
-def _norm(x: Flat) -> PerQuery:
+def query_norm(x: Flat) -> PerQuery:
     """Row norms [b], with a derivative that is never followed (norms only enter bounds)."""
     return jnp.sqrt(jnp.sum(lax.stop_gradient(x) ** 2, 1))
 
@@ -262,7 +262,7 @@ def _clip_above(value: jax.Array) -> jax.Array:
     return jnp.where(value > 0, 0.0, value)
 
 
-class _Schedule(NamedTuple):
+class Schedule(NamedTuple):
     alpha: PerQuery
     sigma: PerQuery
     alpha_dot: PerQuery
@@ -275,25 +275,38 @@ def _clip(value: jax.Array) -> jax.Array:
     return jnp.where(value < 0, 0.0, value)
 
 
+def along_path(schedule: Schedule) -> PerQuery:
+    """|alpha' − sigma' alpha/sigma|, the velocity's error for an error of the mean, [b]."""
+    return jnp.abs(schedule.alpha_dot - schedule.sigma_dot * schedule.alpha / schedule.sigma)
+
+
+def velocity_of(rows: Rows, x: Flat, schedule: Schedule, relative: Flat) -> Flat:
+    """Velocity at x [b, d] for means [b, d] relative to the centre.
+
+    The difference x̂ − x is formed before it is divided by sigma; on the linear path the second coefficient is
+    exactly zero.
+    """
+    alpha, sigma, alpha_dot, sigma_dot = schedule
+    centre = 0.0 if rows.centre is None else rows.centre.astype(jnp.float64)
+    towards_mean = alpha_dot - sigma_dot * alpha / sigma
+    along_x = alpha_dot + sigma_dot * (1 - alpha) / sigma
+    return towards_mean[:, None] * (relative + (centre - x)) + along_x[:, None] * x
+
+
 @typed
-def _finalise(
+def finalise(
     rows: Rows,
     x: Flat,
-    schedule: _Schedule,
+    schedule: Schedule,
     total: Moments,
     log_prior: Scalar | PerQuery,
     best_logit: PerQuery,
 ) -> Evaluation:
     """Moments → posterior. x is the query itself, [b, d] float64; every field float64, no bound yet."""
-    alpha, sigma, alpha_dot, sigma_dot = schedule
-    normaliser = total.normaliser
+    sigma, normaliser = schedule.sigma, total.normaliser
     relative = total.weighted_sum / normaliser[:, None]
     centre = 0.0 if rows.centre is None else rows.centre.astype(jnp.float64)
-    # The difference x̂ − x is formed before it is divided by sigma; on the linear path the second
-    # coefficient is exactly zero.
-    towards_mean = alpha_dot - sigma_dot * alpha / sigma
-    along_x = alpha_dot + sigma_dot * (1 - alpha) / sigma
-    velocity = towards_mean[:, None] * (relative + (centre - x)) + along_x[:, None] * x
+    velocity = velocity_of(rows, x, schedule, relative)
     mean = relative + centre
     scalars = total.scalars
     if scalars is None:
@@ -317,7 +330,7 @@ def _finalise(
 
 
 @typed
-def _log_prior(rows: Rows, plan: Plan, labels: Indices | None) -> Scalar | PerQuery:
+def log_prior(rows: Rows, plan: Plan, labels: Indices | None) -> Scalar | PerQuery:
     """Log of the total prior weight that a query sees, [] or [b]."""
     value = rows.class_log_weights.astype(jnp.float64)
     value = value[0] if labels is None else value[labels]
@@ -330,25 +343,25 @@ def _evaluate_tile(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices
     settings = plan.settings
     x, t = x.astype(jnp.float64), t.astype(jnp.float64)
     path = plan.path
-    schedule = _Schedule(path.alpha(t), path.sigma(t), path.alpha_dot(t), path.sigma_dot(t))
+    schedule = Schedule(path.alpha(t), path.sigma(t), path.alpha_dot(t), path.sigma_dot(t))
     alpha, sigma = schedule.alpha, schedule.sigma
     centred = x if rows.centre is None else x - alpha[:, None] * rows.centre.astype(jnp.float64)
     query = Query(centred, alpha, sigma, labels)
     parts = _all_parts(plan, rows, query)
 
-    prior = _log_prior(rows, plan, labels)
-    dense = _finalise(rows, x, schedule, parts.dense, prior, parts.best_logit)
+    prior = log_prior(rows, plan, labels)
+    dense = finalise(rows, x, schedule, parts.dense, prior, parts.best_logit)
     combined_moments = algebra.merge(parts.exact, parts.remainder)
-    combined = _finalise(rows, x, schedule, combined_moments, prior, parts.best_logit)
+    combined = finalise(rows, x, schedule, combined_moments, prior, parts.best_logit)
     combined = lax.stop_gradient(combined)
     # Values of `combined`, derivatives of `dense`: the two differ by rounding only.
     result = jax.tree.map(lambda low, high: low + (high - lax.stop_gradient(low)), dense, combined)
 
     fixed = jax.tree.map(lax.stop_gradient, (query, parts, combined_moments))
     bounds = _error_bounds(plan, rows, *fixed)
-    exact = _finalise(rows, x, schedule, parts.exact, prior, parts.best_logit)
-    speed = lax.stop_gradient(jnp.abs(schedule.alpha_dot - schedule.sigma_dot * alpha / sigma))
-    kept = speed * bounds.lost <= plan.tolerance * _norm(exact.velocity)
+    exact = finalise(rows, x, schedule, parts.exact, prior, parts.best_logit)
+    speed = along_path(lax.stop_gradient(schedule))
+    kept = speed * bounds.lost <= plan.tolerance * query_norm(exact.velocity)
     choose = kept & (bounds.exact_coarse < bounds.combined_coarse)
 
     def pick(low, high):
@@ -357,16 +370,25 @@ def _evaluate_tile(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices
     result = jax.tree.map(pick, result, exact)
     if not settings.scalars:
         return result
-    through_exact = bounds.exact + _norm(combined.mean - exact.mean)
+    through_exact = bounds.exact + query_norm(combined.mean - exact.mean)
     bound = jnp.where(choose, bounds.exact, jnp.minimum(bounds.combined, through_exact))
+    bound = 1.001 * speed * bound + rounding_error(rows, x, query, schedule, result.velocity)
+    return result._replace(argmax=parts.best_index, error_bound=bound)
+
+
+def rounding_error(rows: Rows, x: Flat, query: Query, schedule: Schedule, velocity: Flat) -> PerQuery:
+    """Rounding of a velocity [b, d] formed from an exact mean, to the dtype of the result and inside `velocity_of`."""
+    alpha, sigma, alpha_dot, sigma_dot = lax.stop_gradient(schedule)
     # 1 − alpha, which multiplies x itself, is formed from a rounded alpha; on the linear path it is not needed.
-    along_x = schedule.alpha_dot + schedule.sigma_dot * (1 - alpha) / sigma
-    lost_digits = 2.0**-50 * jnp.abs(schedule.sigma_dot / sigma) * _norm(x)
-    rounding = jnp.where(along_x == 0, 0.0, lax.stop_gradient(lost_digits))
-    rounding = (
-        rounding + 2.0**-23 * _norm(result.velocity) + 2.0**-48 * speed * (_norm(centred) + rows.max_norm)
+    along_x = alpha_dot + sigma_dot * (1 - alpha) / sigma
+    lost_digits = 2.0**-50 * jnp.abs(sigma_dot / sigma) * query_norm(x)
+    lost_digits = jnp.where(along_x == 0, 0.0, lost_digits)
+    size = query_norm(query.x) + rows.max_norm
+    return (
+        lost_digits
+        + 2.0**-23 * query_norm(velocity)
+        + 2.0**-48 * along_path(lax.stop_gradient(schedule)) * size
     )
-    return result._replace(argmax=parts.best_index, error_bound=1.001 * speed * bound + rounding)
 
 
 class _Bounds(NamedTuple):
@@ -395,7 +417,7 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     # Of the weighted sum and of the normaliser, and what `_significant` leaves out.
     sums = (2 + 8) * summation * growth * y
     tail = (
-        _num_seen(plan, rows) * jnp.exp(-RELEVANT + 2 * e) * 2 * y
+        num_seen(plan, rows) * jnp.exp(-RELEVANT + 2 * e) * 2 * y
         if uses_direct_differences(rows.dimension)
         else 0
     )
@@ -409,23 +431,37 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     exact = parts.exact
     exact_log = exact.max + jnp.log(exact.normaliser)
     gap = jnp.minimum(parts.rest + e - exact_log, 700.0)
-    dropped = _num_seen(plan, rows) * jnp.exp(gap)
-    d, x = rows.dimension, _norm(query.x)
-    size = jnp.abs(exact_log) + RELEVANT + rows.log_weight_bound.astype(jnp.float64)
-    e_exact = 2.0**-53 * ((d + 16) * size + 4 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma)
-    e_exact = e_exact + _weight_error(rows) + 1e-15
-    lost = 2 * y * dropped / (1 + dropped)
-    exact_coarse = lost + 4 * y * jnp.expm1(2 * e_exact)
-    exact_fine = exact_coarse
-    if settings.scalars:
-        deviation = jnp.sqrt(_variance(exact, 1e-13 * y**2))
-        exact_fine = lost + 2 * deviation * jnp.expm1(2 * e_exact) + 1e-13 * y
+    dropped = num_seen(plan, rows) * jnp.exp(gap)
+    exact_fine, exact_coarse, lost = exact_bound(plan, rows, query, exact, dropped)
     worst = 4 * y
     no_less = [
         jnp.where(jnp.isnan(v), worst, jnp.minimum(v, worst))
         for v in (fine, coarse, exact_fine, exact_coarse, lost)
     ]
     return _Bounds(*no_less)
+
+
+def exact_bound(
+    plan: Plan, rows: Rows, query: Query, exact: Moments, dropped: PerQuery
+) -> tuple[PerQuery, PerQuery, PerQuery]:
+    """Bounds of the error of the mean of rows scored exactly, with `dropped` the others' share by equation (3).
+
+    The second one needs no scalar moments; the first one is the same if there are none. The third is the part of
+    both that comes of dropping rows.
+    """
+    y = rows.max_norm.astype(jnp.float64)
+    exact_log = exact.max + jnp.log(exact.normaliser)
+    d, x = rows.dimension, query_norm(query.x)
+    size = jnp.abs(exact_log) + RELEVANT + rows.log_weight_bound.astype(jnp.float64)
+    e_exact = 2.0**-53 * ((d + 16) * size + 4 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma)
+    e_exact = e_exact + _weight_error(rows) + 1e-15
+    lost = 2 * y * dropped / (1 + dropped)
+    exact_coarse = lost + 4 * y * jnp.expm1(2 * e_exact)
+    exact_fine = exact_coarse
+    if plan.settings.scalars:
+        deviation = jnp.sqrt(_variance(exact, 1e-13 * y**2))
+        exact_fine = lost + 2 * deviation * jnp.expm1(2 * e_exact) + 1e-13 * y
+    return exact_fine, exact_coarse, lost
 
 
 @typed
@@ -437,7 +473,7 @@ def _variance(total: Moments, rounding: Scalar | PerQuery) -> PerQuery:
     return jnp.maximum(value, 0) + 4 * rounding
 
 
-def _num_seen(plan: Plan, rows: Rows) -> int:
+def num_seen(plan: Plan, rows: Rows) -> int:
     """Number of points a query sees, flipped copies included."""
     return rows.count * (2 if plan.horizontal_flip else 1)
 
@@ -465,6 +501,11 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
                 lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, result
             )
 
+    return in_tiles(plan, tile, x, t, labels)
+
+
+def in_tiles(plan: Plan, tile, x: Flat, t: PerQuery, labels: Indices | None) -> Evaluation:
+    """Apply `tile` to at most `plan.tile` queries at a time."""
     b = x.shape[0]
     if b <= plan.tile:
         return tile(x, t, labels)

@@ -65,7 +65,8 @@ def posterior(
         logits = -((query - alpha * points) ** 2).sum(1) / (2 * sigma**2) + log_prior
         best = logits.max()
         log_normaliser = best + np.log(np.exp(logits - best).sum())
-        w = np.exp(logits - log_normaliser)
+        w = np.exp(logits - best)
+        w /= w.sum()  # not exp(logits − log_normaliser): far away that is rounded to more than the sum of w
         mean = w @ points
         velocity = alpha_dot * mean + sigma_dot * (query - alpha * mean) / sigma
         if alpha_dot == 1 and sigma_dot == -1:

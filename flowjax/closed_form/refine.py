@@ -17,7 +17,7 @@ from .rows import to_float
 
 
 @typed
-def _gather(rows: Rows, index: Indices) -> Flat:
+def gather_points(rows: Rows, index: Indices) -> Flat:
     """Rows `index` [b] as centred float64 points [b, d]."""
     points = to_float(rows.data[index].reshape(index.shape[0], rows.dimension)).astype(jnp.float64)
     return points if rows.centre is None else points - rows.centre.astype(jnp.float64)
@@ -29,7 +29,7 @@ def exact_logits(rows: Rows, query: Query, candidates: Candidates) -> PerCandida
 
     @jax.checkpoint
     def logit(index):
-        difference = query.x - query.alpha[:, None] * _gather(rows, index)
+        difference = query.x - query.alpha[:, None] * gather_points(rows, index)
         value = -jnp.sum(difference**2, 1) / (2 * query.sigma**2)
         return value if rows.log_weights is None else value + rows.log_weights[index].astype(jnp.float64)
 
@@ -47,7 +47,7 @@ def candidate_moments(
 
     @jax.checkpoint
     def row_sums(index, weight):
-        points = _gather(rows, index)
+        points = gather_points(rows, index)
         return weight[:, None] * points, weight * jnp.sum(points**2, 1)
 
     def body(carry, slot):

@@ -1,0 +1,129 @@
+"""Upper bounds of all logits of a few queries, by products with few columns of a `Screen`.
+
+The bound of row i is one inner product of the row's columns (norms of bands, norm of the tail, squared norm,
+coordinates) with coefficients of the query, plus log w_i. It leaves out −‖x‖²/(2 sigma²) and what rounding and the
+defects of the basis may add, which `slack_of` bounds: the true logit is at most bound + slack − ‖x‖²/(2 sigma²).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flowjax.typing import Array, Float, PerQuery, typed
+
+from .dense import Query, Rows
+from .screen import LANES, Coefficients, Screen, band_norms, round_up
+
+
+class Seen(NamedTuple):
+    """A chunk of queries as the passes need it; float64."""
+
+    query: Query
+    coefficients: Coefficients
+    scale: PerQuery
+    slack: PerQuery
+
+
+@typed
+def slack_of(screen: Screen, rows: Rows, query: Query, coefficients: Coefficients) -> PerQuery:
+    """What a float32 bound may fall short of the true logit, [b]: defects of equation (1) and rounding."""
+    y, scale = rows.max_norm.astype(jnp.float64), query.alpha / query.sigma**2
+    terms = screen.fine.shape[1] + 16
+    rounding = 1.05 * 2.0**-24 * terms
+    defect = 1.05 * (coefficients.defect + screen.row_defect.astype(jnp.float64))
+    product = scale * coefficients.norm * y
+    rest = query.alpha * scale / 2 * y**2 + rows.log_weight_bound.astype(jnp.float64)
+    return product * (defect + rounding) + rest * (rounding + 2.0**-22) + 1e-6
+
+
+@typed
+def weights_of(screen: Screen, seen: Seen, level: int, *, debias: bool) -> Float[Array, "b columns"]:
+    """Coefficients of a level's columns, float32: of the upper bound, or of the estimate that takes out the noise."""
+    query, coefficients = seen.query, seen.coefficients
+    first = screen.edges.index(screen.levels[level])
+    bands, tail = band_norms(coefficients.head, screen.edges)[:, first:], coefficients.tail[:, None]
+    if debias:
+        variance = (query.sigma**2)[:, None]
+        sizes = [j - i for i, j in zip(screen.edges[:-1], screen.edges[1:], strict=True)][first:]
+        bands = jnp.sqrt(jnp.maximum(bands**2 - variance * jnp.asarray(sizes, jnp.float64), 0))
+        left = query.x.shape[1] - screen.coordinates
+        tail = jnp.sqrt(jnp.maximum(tail**2 - variance * left, 0))
+    scale = seen.scale[:, None]
+    norm = -(query.alpha * seen.scale / 2)[:, None]
+    head = (scale * coefficients.head[:, : screen.levels[level]]).astype(jnp.float32)
+    return jnp.concatenate(
+        [round_up(scale * bands), round_up(scale * tail), norm.astype(jnp.float32), head], 1
+    )
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def mask_labels(rows: Rows, query: Query, bounds: jax.Array, labels: jax.Array | None) -> jax.Array:
+    if labels is None or query.labels is None:
+        return bounds
+    return jnp.where(query.labels[:, None] == labels, bounds, jnp.float32(-jnp.inf))
+
+
+def _block_of(array: jax.Array, step: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(array, step * jnp.int32(size), size)
+
+
+def _row_labels(screen: Screen, rows: Rows) -> jax.Array | None:
+    if rows.labels is None:
+        return None
+    return jnp.pad(rows.labels, (0, screen.bias.shape[0] - rows.count), constant_values=-1)
+
+
+def first_pass(screen: Screen, rows: Rows, seen: Seen) -> tuple[jax.Array, jax.Array]:
+    """Bounds [steps, b, block] float32 with the fewest columns, and the best-looking row [b]."""
+    b, size = seen.query.x.shape[0], screen.block
+    plain, debiased = (weights_of(screen, seen, 0, debias=d) for d in (False, True))
+    split = screen.num_bands + 2
+    bands = jnp.concatenate([plain[:, :split], debiased[:, :split]])
+    labels = _row_labels(screen, rows)
+
+    def body(carry, step):
+        best, where = carry
+        block = _block_of(screen.coarse, step, size)
+        head = dot(plain[:, split:], block[:, split:]) + _block_of(screen.bias, step, size)
+        if labels is not None:
+            head = mask_labels(rows, seen.query, head, _block_of(labels, step, size))
+        both = dot(bands, block[:, :split])
+        estimate = head + both[b:]
+        where = jnp.where(estimate > best, step, where)
+        return (jnp.maximum(best, estimate), where), head + both[:b]
+
+    start = jnp.full((b, size), -jnp.inf, jnp.float32), jnp.zeros((b, size), jnp.int32)
+    steps = jnp.arange(screen.bias.shape[0] // size, dtype=jnp.int32)
+    (best, where), bounds = lax.scan(body, start, steps)
+    column = lax.argmax(best, 1, jnp.int32)
+    index = jnp.take_along_axis(where, column[:, None], 1)[:, 0] * jnp.int32(size) + column
+    return bounds, jnp.minimum(index, jnp.int32(rows.count - 1))
+
+
+def later_pass(screen: Screen, rows: Rows, seen: Seen, level: int) -> jax.Array:
+    """Bounds [steps, b, block] float32 with more columns."""
+    size, (first, last) = screen.block, screen.columns(level)
+    weights, labels = weights_of(screen, seen, level, debias=False), _row_labels(screen, rows)
+
+    def body(_, step):
+        block = lax.dynamic_slice(
+            screen.fine, (step * jnp.int32(size), jnp.int32(first)), (size, last - first)
+        )
+        bounds = dot(weights, block) + _block_of(screen.bias, step, size)
+        if labels is not None:
+            bounds = mask_labels(rows, seen.query, bounds, _block_of(labels, step, size))
+        return None, bounds
+
+    return lax.scan(body, None, jnp.arange(screen.bias.shape[0] // size, dtype=jnp.int32))[1]
+
+
+def count_survivors(bounds: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Survivors per group of lanes, [steps, b, groups]."""
+    steps, b, size = bounds.shape
+    lanes = (bounds >= threshold[:, None]).reshape(steps, b, LANES, size // LANES)
+    return jnp.sum(lanes, 2, dtype=jnp.int32)

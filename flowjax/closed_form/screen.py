@@ -1,0 +1,225 @@
+"""What screening stores of a data set: coordinates in a good basis, and norms of what they leave out.
+
+For a matrix P [d, K] whose columns are orthonormal up to ‖PᵀP − I‖ ≤ delta, a row y (about the centre) is split as
+y = P h + r with h = PᵀY rounded to float32 and r whatever is left, and a query as x = P a + rho in the same way. Then
+
+    (1)  x·y = a·h + (Pᵀx − a)·h + a·(Pᵀr) + rho·r,    a·h = Σ_{i<k} a_i h_i + Σ_bands a_j·h_j
+
+and every band and the tail are bounded by the product of their norms. The two terms in between are the defects of
+basis and rounding: at most `row_defect` ‖x‖‖y‖ for the rows' and `query_defect` ‖x‖‖y‖ for the queries' part. Nothing
+here relies on P being good, only how few rows survive does: P holds the leading principal directions of a sample.
+
+Levels keep k = K/16, K/8, … K coordinates; four bands cut every octave between two of them, so that each level's
+columns (its bands, the tail, the squared norm, its coordinates) lie side by side in one table.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from flowjax.typing import Array, Flat, Float, PerQuery, PerRow, Scalar, typed
+
+from .dense import Rows, read_block, uses_direct_differences
+
+MAX_COORDINATES = 512
+BANDS_PER_OCTAVE = 4
+LANES = 16
+"""Survivors are counted in groups of this many rows."""
+
+_BLOCK = 1024
+_SAMPLE = 8192
+_EIGH_DIMENSIONS = 4096
+_CHUNK = 128
+"""Products of queries with P sum this many terms in float32 and the chunks in float64."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Tables of n rows padded to whole blocks, M = n rounded up.
+
+    Attributes:
+        basis: [chunks, chunk, K] float32, P with its d rows padded by zeros.
+        coarse: [M, columns of the first level] float32, the first columns of every row, compact.
+        fine: [M, bands + 2 + K] float32: norms of the bands (rounded up), norm of the tail (rounded up), squared
+            norm, coordinates.
+        bias: [M] float32, log weights; −inf for padding.
+        delta: [] float32, upper bound of ‖PᵀP − I‖.
+        row_defect: [] float32.
+    """
+
+    basis: Float[Array, "chunks chunk K"]
+    coarse: Float[Array, "m columns"]
+    fine: Float[Array, "m width"]
+    bias: PerRow
+    delta: Scalar
+    row_defect: Scalar
+
+    @property
+    def coordinates(self) -> int:
+        return self.basis.shape[2]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return levels(self.coordinates)
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return edges(self.coordinates)
+
+    @property
+    def num_bands(self) -> int:
+        return len(self.edges) - 1
+
+    @property
+    def block(self) -> int:
+        return min(_BLOCK, self.bias.shape[0])
+
+    def columns(self, level: int) -> tuple[int, int]:
+        """First and last column of a level in `fine`."""
+        k = self.levels[level]
+        return self.edges.index(k), self.num_bands + 2 + k
+
+
+def levels(coordinates: int) -> tuple[int, ...]:
+    """Numbers of coordinates that a pass may use, ascending; the last one is all."""
+    return tuple(sorted({max(1, coordinates >> shift) for shift in (4, 3, 2, 1, 0)}))
+
+
+def edges(coordinates: int) -> tuple[int, ...]:
+    """Edges of the bands, from the first level to all coordinates; every level is one."""
+    steps = levels(coordinates)
+    result = {steps[0]}
+    for low, high in itertools.pairwise(steps):
+        result |= {round(v) for v in np.geomspace(low, high, BANDS_PER_OCTAVE + 1)}
+    return tuple(sorted(result))
+
+
+def round_up(value: jax.Array) -> jax.Array:
+    """float64 → a float32 not below it."""
+    return (value * (1 + 2.0**-22)).astype(jnp.float32)
+
+
+def band_norms(coordinates: Float[Array, "b K"], band_edges: tuple[int, ...]) -> Float[Array, "b bands"]:
+    """Norms of the bands, in the dtype given."""
+    if len(band_edges) < 2:
+        return coordinates[:, :0]
+    squares = [jnp.sum(coordinates[:, i:j] ** 2, 1) for i, j in itertools.pairwise(band_edges)]
+    return jnp.sqrt(jnp.stack(squares, 1))
+
+
+def can_screen(rows: Rows) -> bool:
+    """Few dimensions have nothing to leave out, and a single row nothing to drop."""
+    return not uses_direct_differences(rows.dimension) and rows.count > 1
+
+
+@jax.jit
+def make_screen(rows: Rows) -> Screen:
+    """Basis and tables, on the device where the rows are: about n d (d + 4 K) multiplications, once."""
+    with jax.enable_x64(True):
+        basis = _principal_directions(rows)
+        defect = jnp.einsum("dk,dl->kl", basis.astype(jnp.float64), basis.astype(jnp.float64))
+        defect = defect - jnp.eye(basis.shape[1], dtype=jnp.float64)
+        # ‖D‖ ≤ ‖D²‖_F^½, tighter than ‖D‖_F.
+        delta = 1.001 * jnp.sqrt(jnp.linalg.norm(defect @ defect)) + 1e-12
+        coordinates = basis.shape[1]
+        band_edges = edges(coordinates)
+        block = min(_BLOCK, -(-rows.count // LANES) * LANES)
+        num_blocks = -(-rows.count // block)
+        wide = basis.astype(jnp.float64)
+
+        def body(step):
+            # The last block overlaps the one before it; moved into place below.
+            size = min(block, rows.count)
+            start = jnp.minimum(step * size, rows.count - size).astype(jnp.int32)
+            points, squares = read_block(rows, start, size, jnp.float64)
+            exact = jnp.einsum("nd,dk->nk", points, wide)
+            head = exact.astype(jnp.float32)
+            kept = head.astype(jnp.float64)
+            tail = squares - 2 * jnp.sum(kept * exact, 1) + (1 + delta) * jnp.sum(kept**2, 1)
+            tail = jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * squares)
+            parts = [round_up(band_norms(kept, band_edges)), round_up(tail)[:, None]]
+            parts += [squares.astype(jnp.float32)[:, None], head]
+            filled = jnp.concatenate(parts, 1)
+            filled = jnp.roll(filled, start - step * size, 0)
+            return jnp.pad(filled, ((0, block - size), (0, 0)))
+
+        fine = lax.map(body, jnp.arange(num_blocks, dtype=jnp.int32)).reshape(num_blocks * block, -1)
+        used = jnp.arange(num_blocks * block, dtype=jnp.int32) < rows.count
+        weights = jnp.zeros(rows.count, jnp.float32) if rows.log_weights is None else rows.log_weights
+        weights = jnp.pad(weights, (0, num_blocks * block - rows.count))
+        bias = jnp.where(used, weights, jnp.float32(-jnp.inf))
+        fine = jnp.where(used[:, None], fine, jnp.float32(0))
+        width = len(band_edges) - 1 + 2 + levels(coordinates)[0]
+        # P's rows in chunks; h is rounded once, and r is orthogonal to P up to that and delta.
+        chunk = min(_CHUNK, rows.dimension)
+        padding = -rows.dimension % chunk
+        chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, coordinates)
+        row_defect = 1.01 * (2.0**-24 + delta)
+        return Screen(chunks, fine[:, :width], fine, bias, round_up(delta), round_up(row_defect))
+
+
+def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
+    """Leading principal directions of a sample of the rows, float32, orthonormal up to rounding."""
+    d, coordinates = rows.dimension, min(rows.dimension, MAX_COORDINATES)
+    stride = -(-rows.count // _SAMPLE)
+    sample = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
+    points, _ = read_block(sample, jnp.zeros((), jnp.int32), sample.count, jnp.float32)
+    points = points - jnp.mean(points, 0)
+    if d <= _EIGH_DIMENSIONS:
+        covariance = jnp.einsum("nd,ne->de", points, points, precision=lax.Precision.HIGHEST)
+        _, vectors = jnp.linalg.eigh(covariance)
+        return vectors[:, ::-1][:, :coordinates].astype(jnp.float32)
+    vectors = jax.random.normal(jax.random.key(0), (d, coordinates), jnp.float32)
+    for _ in range(3):
+        vectors = jnp.einsum("nd,nk->dk", points, jnp.einsum("nd,dk->nk", points, vectors))
+        vectors = jnp.linalg.qr(vectors)[0]
+    # Ordered by variance, so that the first coordinates are the best.
+    projected = jnp.einsum("nd,dk->nk", points, vectors)
+    _, rotation = jnp.linalg.eigh(jnp.einsum("nk,nl->kl", projected, projected))
+    return jnp.einsum("dk,kl->dl", vectors, rotation[:, ::-1], precision=lax.Precision.HIGHEST)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """Queries in the basis, [b] and [b, K] float64 holding float32 values where said.
+
+    Attributes:
+        head: [b, K], a of equation (1), float32 values.
+        tail: [b], upper bound of ‖rho‖.
+        norm: [b], ‖x‖.
+        defect: [], `query_defect` of the module's text.
+    """
+
+    head: Float[Array, "b K"]
+    tail: PerQuery
+    norm: PerQuery
+    defect: Scalar
+
+
+@typed
+def project(screen: Screen, x: Flat) -> Coefficients:
+    """Coefficients of queries x [b, d] float64 relative to the centre. Inside the float64 island."""
+    num_chunks, chunk, coordinates = screen.basis.shape
+    low = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, num_chunks * chunk - x.shape[1])))
+    low = low.reshape(x.shape[0], num_chunks, chunk).transpose(1, 0, 2)
+
+    def body(total, pair):
+        part = lax.dot_general(pair[0], pair[1], (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+        return total + part.astype(jnp.float64), None
+
+    start = jnp.zeros((x.shape[0], coordinates), jnp.float64)
+    head, _ = lax.scan(body, start, (low, screen.basis))
+    head = head.astype(jnp.float32).astype(jnp.float64)
+    # Rounding of x, of products of `chunk` terms (Higham §3.1) with columns of norm below 1.01, and of the result.
+    error = 1.02 * 2.0**-24 * (chunk * coordinates**0.5 + 3)
+    norm = jnp.sqrt(jnp.sum(x**2, 1))
+    size = jnp.sqrt(jnp.sum(head**2, 1))
+    delta = screen.delta.astype(jnp.float64)
+    tail = norm**2 - (1 - delta) * size**2 + 2 * error * size * norm
+    return Coefficients(head, jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * norm**2), norm, jnp.float64(error))

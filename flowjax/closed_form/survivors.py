@@ -1,0 +1,162 @@
+"""Survivors of a pass: found among the bounds, pooled over the queries, bounded again, evaluated exactly.
+
+Loops run over the survivors themselves, a fixed number at a time, so that their cost is that of what is left.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flowjax.typing import Array, Bool, Flat, Indices, Int, PerQuery, typed
+
+from . import moments as algebra
+from .bounds import Seen, weights_of
+from .dense import Query, Rows
+from .evaluate import RELEVANT, Plan
+from .moments import Moments, Scalars
+from .refine import gather_points
+from .screen import LANES, Screen
+
+_POOL = 1 << 15
+_SLOTS = 256
+_EXACT = 32
+
+
+class Found(NamedTuple):
+    """Survivors of each query of a chunk: their moments, the best row, whether all of them fitted."""
+
+    moments: Moments
+    best: Indices
+    complete: Bool[Array, "b"]
+
+
+@typed
+def pair_logits(rows: Rows, query: Query, which: Indices, index: Indices) -> tuple[PerQuery, Flat]:
+    """Exact logits of rows `index` seen from queries `which`, and the rows; float64."""
+    points = gather_points(rows, index)
+    square = jnp.sum((query.x[which] - query.alpha[which][:, None] * points) ** 2, 1)
+    value = -square / (2 * query.sigma[which] ** 2)
+    if rows.log_weights is not None:
+        value = value + rows.log_weights[index].astype(jnp.float64)
+    if query.labels is not None and rows.labels is not None:
+        value = jnp.where(query.labels[which] == rows.labels[index], value, -jnp.inf)
+    return value, points
+
+
+class _Slots(NamedTuple):
+    """Where the p-th survivor is: survivors per (query, block) accumulated, and per group of lanes."""
+
+    accumulated: Int[Array, "q"]
+    groups: Int[Array, "steps b groups"]
+
+
+def _locate(bounds, threshold, slots: _Slots, position) -> tuple[jax.Array, jax.Array]:
+    """Query and row of the survivors number `position`."""
+    steps, _, size = bounds.shape
+    cell = jnp.searchsorted(slots.accumulated, position, side="right").astype(jnp.int32)
+    cell = jnp.minimum(cell, jnp.int32(slots.accumulated.shape[0] - 1))
+    before = jnp.where(cell > 0, slots.accumulated[cell - 1], 0)
+    which, step = cell // jnp.int32(steps), cell % jnp.int32(steps)
+
+    def nth(counts, n):
+        sums = jnp.cumsum(counts, 1, dtype=jnp.int32)
+        place = jnp.sum(sums <= n[:, None], 1, dtype=jnp.int32)
+        place = jnp.minimum(place, jnp.int32(counts.shape[1] - 1))
+        held = jnp.take_along_axis(sums - counts, place[:, None], 1)[:, 0]
+        return place, n - held
+
+    group, left = nth(slots.groups[step, which], position - before)
+    offsets = group[:, None] + jnp.arange(LANES, dtype=jnp.int32) * jnp.int32(size // LANES)
+    inside = bounds[step[:, None], which[:, None], offsets] >= threshold[which][:, None]
+    lane, _ = nth(inside.astype(jnp.int32), left)
+    row = step * jnp.int32(size) + group + lane * jnp.int32(size // LANES)
+    return which, row
+
+
+def _append(pool, length, keep, values):
+    """Write the kept values after the first `length` entries of the pool's arrays."""
+    place = length + jnp.cumsum(keep, dtype=jnp.int32) - 1
+    place = jnp.where(keep, place, jnp.int32(pool[0].shape[0]))
+    pool = tuple(p.at[place].set(v, mode="drop") for p, v in zip(pool, values, strict=True))
+    return pool, length + jnp.sum(keep, dtype=jnp.int32)
+
+
+def collect(
+    plan: Plan, screen: Screen, rows: Rows, seen: Seen, bounds, groups, threshold, wanted, reference
+) -> Found:
+    """Moments of every wanted query's rows with a bound at or above its threshold.
+
+    Args:
+        bounds: [steps, b, block] float32 and their number per group of lanes, [steps, b, groups].
+        threshold: [b] float32.
+        wanted: [b].
+        reference: [b] float64, a logit the best one is not below.
+    """
+    b = threshold.shape[0]
+    per_cell = jnp.where(wanted[:, None], jnp.sum(groups, 2, dtype=jnp.int32).T, 0)
+    running = jnp.cumsum(jnp.sum(per_cell, 1, dtype=jnp.int32), dtype=jnp.int32)
+    complete = wanted & (running <= _POOL)
+    per_cell = jnp.where(complete[:, None], per_cell, 0)
+    accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
+    slots, total = _Slots(accumulated, groups), accumulated[-1]
+    weights = weights_of(screen, seen, len(screen.levels) - 1, debias=False)
+    first = screen.num_bands
+
+    def bound_again(state):
+        done, length, pool = state
+        position = done + jnp.arange(_SLOTS, dtype=jnp.int32)
+        which, row = _locate(bounds, threshold, slots, position)
+        row = jnp.minimum(row, jnp.int32(rows.count - 1))
+        better = jnp.sum(screen.fine[row, first:] * weights[which], 1) + screen.bias[row]
+        keep = (position < total) & (better >= threshold[which])
+        pool, length = _append(pool, length, keep, (which, row))
+        return done + jnp.int32(_SLOTS), length, pool
+
+    none = jnp.zeros(_POOL + _SLOTS, jnp.int32)
+    zero = jnp.int32(0)
+    _, length, (whose, which_row) = lax.while_loop(
+        lambda state: state[0] < total, bound_again, (zero, zero, (none, none))
+    )
+
+    def score(state):
+        done, kept, pool = state
+        whose_now = lax.dynamic_slice_in_dim(whose, done, _EXACT)
+        row_now = lax.dynamic_slice_in_dim(which_row, done, _EXACT)
+        logits, _ = pair_logits(rows, seen.query, whose_now, row_now)
+        used = done + jnp.arange(_EXACT, dtype=jnp.int32) < length
+        keep = used & (logits >= reference[whose_now] - RELEVANT)
+        pool, kept = _append(pool, kept, keep, (whose_now, row_now, logits))
+        return done + jnp.int32(_EXACT), kept, pool
+
+    pool = none, none, jnp.full(none.shape, -jnp.inf, jnp.float64)
+    _, kept, (whose, which_row, logits) = lax.while_loop(
+        lambda state: state[0] < length, score, (zero, zero, pool)
+    )
+
+    maximum = jnp.full(b, -jnp.inf, jnp.float64).at[whose].max(logits)
+    shifted = logits - algebra.finite_max(maximum)[whose]
+    terms = jnp.exp(shifted)
+    best = jnp.where((logits == maximum[whose]) & (terms > 0), which_row, jnp.iinfo(jnp.int32).max)
+    index = jnp.full(b, jnp.iinfo(jnp.int32).max, jnp.int32).at[whose].min(best)
+
+    def add(state):
+        done, total, square = state
+        cut = (lax.dynamic_slice_in_dim(leaf, done, _EXACT) for leaf in (whose, which_row, terms))
+        whose_now, row_now, weight = cut
+        points = gather_points(rows, row_now)
+        total = total.at[whose_now].add(weight[:, None] * points)
+        square = square.at[whose_now].add(weight * jnp.sum(points**2, 1))
+        return done + jnp.int32(_EXACT), total, square
+
+    start = zero, jnp.zeros((b, rows.dimension), jnp.float64), jnp.zeros(b, jnp.float64)
+    _, weighted_sum, square = lax.while_loop(lambda state: state[0] < kept, add, start)
+
+    def summed(values):
+        return jnp.zeros(b, jnp.float64).at[whose].add(values)
+
+    scalars = None
+    if plan.settings.scalars:
+        scalars = Scalars(summed(terms * jnp.where(terms > 0, shifted, 0)), square, summed(terms**2))
+    return Found(Moments(maximum, summed(terms), weighted_sum, scalars), index, complete)

@@ -1,0 +1,135 @@
+"""Screening against the oracle: the shared suite once more, and data made to break the bounds."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import test_dense
+from support import flat, natural_patches, nearest_neighbour, normal, oracle_posterior
+from test_dense import PATHS
+
+import flowjax as fj
+
+TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
+check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
+
+
+def on_path(data, noise, t):
+    t = np.broadcast_to(np.asarray(t, np.float32), len(noise)).reshape(-1, *[1] * (data.ndim - 1))
+    return (1 - t) * noise + t * data[: len(noise)]
+
+
+def holds(data, x, t, **options):
+    """The bound, and the tolerance or the bound of the dense pass."""
+    posterior = fj.ClosedFormField(data, method="screened", **options).posterior(x, t)
+    expected = oracle_posterior(data, x, t).velocity
+    error = np.linalg.norm(flat(posterior.velocity) - expected, axis=1)
+    assert np.all(error <= np.asarray(posterior.error_bound, np.float64))
+    return posterior
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+def test_every_path_and_time_in_one_batch(path):
+    data, noise = normal(0, 211, 20), normal(1, len(TIMES), 20)
+    x = np.asarray(path.interpolate(noise, data[: len(TIMES)], TIMES))
+    check(data, x, TIMES, path=path)
+
+
+@pytest.mark.parametrize(("n", "dimension"), [(1, 12), (2, 12), (17, 12), (211, 1)])
+def test_small_data_sets_and_few_dimensions(n, dimension):
+    check(normal(0, n, dimension), normal(1, 4, dimension), 0.6)
+
+
+@pytest.mark.parametrize("b", [1, 70, 300])
+def test_any_number_of_queries(b):
+    data, t = normal(0, 1301, 20), np.random.default_rng(2).random(b).astype(np.float32)
+    x = on_path(np.resize(data, (max(b, 1301), 20)), normal(1, b, 20), t)
+    check(data, x, t, tolerance=1e-4)
+
+
+def test_weights_labels_and_flips_together():
+    data, x = normal(0, 101, 4, 3, 2), normal(1, 7, 4, 3, 2)
+    weights = np.random.default_rng(2).random(101).astype(np.float32)
+    weights[3:20] = 0
+    labels = np.random.default_rng(3).integers(0, 3, 101)
+    for t in (0.0, 0.9):
+        check(data, x, t, weights=weights)
+        check(data, x, t, horizontal_flip=True)
+        check(data, x, t, labels=labels, query_labels=np.arange(7) % 3)
+        check(data, x, t, labels=labels, query_labels=np.arange(7) % 3, weights=weights, horizontal_flip=True)
+
+
+def test_pixels():
+    data = np.random.default_rng(0).integers(0, 256, (101, 4, 4, 1)).astype(np.uint8)
+    points = np.asarray(fj.closed_form.to_float(data))
+    check(data, on_path(points, normal(1, 5, 4, 4, 1), 0.6), 0.6)
+
+
+def adversaries():
+    """Data sets of one shape, so that one executable serves most of them."""
+    rng = np.random.default_rng(5)
+    base = normal(0, 211, 24)
+    yield "near duplicates", np.tile(base[:53], (4, 1))[:211] + 1e-3 * normal(1, 211, 24)
+    yield "duplicates", np.tile(base[:106], (2, 1))[:211]
+    yield "offset", base + 1000
+    yield "small", base * np.float32(1e-3)
+    yield "large", base * np.float32(100)
+    yield "heavy tails", base * rng.pareto(1.5, (211, 1)).astype(np.float32)
+    yield "sphere", 30 * base / np.linalg.norm(base, axis=1, keepdims=True)
+    # All rows along few directions, differing by their lengths: Cauchy-Schwarz is attained.
+    yield "rays", rng.gamma(2, 3, (211, 1)).astype(np.float32) * np.repeat(normal(1, 3, 24), 71, 0)[:211]
+    yield "line", np.linspace(-5, 5, 211, dtype=np.float32)[:, None] * normal(1, 1, 24)
+    yield "one spike", np.eye(24, dtype=np.float32)[rng.integers(0, 24, 211)] * 20
+
+
+@pytest.mark.parametrize(("name", "data"), list(adversaries()), ids=lambda v: v if isinstance(v, str) else "")
+def test_no_bound_is_broken(name, data):
+    """On the path, half-way between neighbours, and far from everything, at every time."""
+    data, times = np.asarray(data, np.float32), np.repeat(TIMES, 6)
+    noise, partner = np.tile(normal(9, 6, 24), (len(TIMES), 1)), nearest_neighbour(data, 6)
+    rows, between = (np.tile(part, (len(TIMES), 1)) for part in (data[:6], (data[:6] + data[partner]) / 2))
+    t = times[:, None]
+    x = np.concatenate([(1 - t) * noise + t * rows, t * between, 50 * noise])
+    holds(data, x, np.tile(times, 3))
+
+
+@pytest.mark.slow
+def test_natural_pictures_keep_the_tolerance():
+    data = natural_patches(3000)
+    noise, partner = normal(1, 16, *data.shape[1:]), nearest_neighbour(data, 16)
+    for t in TIMES:
+        posterior = holds(data, on_path(data, noise, t), t)
+        speed = np.linalg.norm(flat(posterior.velocity), axis=1)
+        if t >= 0.5:
+            assert np.all(np.asarray(posterior.error_bound) <= 1e-5 * speed)
+        holds(data, t * (data[:16] + data[partner]) / 2, t)
+
+
+def test_transformations():
+    data, t = normal(0, 97, 20), np.float32([0.1, 0.3, 0.5, 0.7, 0.9])
+    x, direction = on_path(data, normal(1, 5, 20), t), normal(2, 5, 20)
+    screened, dense = (fj.ClosedFormField(data, method=m) for m in ("screened", "dense"))
+    np.testing.assert_allclose(jax.vmap(screened)(x, t), dense(x, t), rtol=2e-5, atol=2e-5)
+    for derivative in (
+        lambda f: jax.jvp(lambda x: f(x, t), (x,), (direction,))[1],
+        lambda f: jax.grad(lambda x: (f(x, t) * direction).sum())(x),
+        lambda f: jax.vmap(jax.grad(lambda x, t: f.posterior(x, t).log_density))(x, t),
+        lambda f: jax.vmap(jax.hessian(lambda x, t: f.posterior(x, t).entropy))(x, t),
+    ):
+        np.testing.assert_allclose(derivative(screened), derivative(dense), rtol=1e-4, atol=1e-4)
+
+
+def test_nan_stays_where_it_is():
+    data, x = normal(0, 97, 20), normal(1, 3, 20)
+    x[1, 0] = np.nan
+    result = fj.ClosedFormField(data, method="screened")(x, 0.6)
+    assert np.isnan(np.asarray(result)).all(1).tolist() == [False, True, False]
+    assert np.isfinite(np.asarray(result)[[0, 2]]).all()
+
+
+def test_sharded_data_is_refused():
+    mesh = jax.make_mesh((8,), ("data",))
+    data = jax.device_put(normal(0, 64, 20), jax.NamedSharding(mesh, jax.P("data")))
+    with pytest.raises(ValueError, match="sharded over a mesh"):
+        fj.ClosedFormField(data, method="screened")
