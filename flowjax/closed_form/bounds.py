@@ -5,6 +5,7 @@ coordinates) with coefficients of the query, plus log w_i. It leaves out −‖x
 defects of the basis may add, which `slack_of` bounds: the true logit is at most bound + slack − ‖x‖²/(2 sigma²).
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax import lax
 from flowjax.typing import Array, Float, PerQuery, typed
 
 from .dense import Query, Rows
-from .screen import LANES, Coefficients, Screen, band_norms, round_up
+from .screen import LANES, Coefficients, Screen, Table, band_norms, round_up
 
 
 class Seen(NamedTuple):
@@ -30,29 +31,31 @@ class Seen(NamedTuple):
 def slack_of(screen: Screen, rows: Rows, query: Query, coefficients: Coefficients) -> PerQuery:
     """What a float32 bound may fall short of the true logit, [b]: defects of equation (1) and rounding."""
     y, scale = rows.max_norm.astype(jnp.float64), query.alpha / query.sigma**2
-    terms = screen.fine.shape[1] + 16
+    terms = max(table.columns.shape[1] for table in (screen.near, screen.far)) + 16
     rounding = 1.05 * 2.0**-24 * terms
-    defect = 1.05 * (coefficients.defect + screen.row_defect.astype(jnp.float64))
+    defect = 1.05 * (screen.query_defect + screen.row_defect.astype(jnp.float64))
     product = scale * coefficients.norm * y
     rest = query.alpha * scale / 2 * y**2 + rows.log_weight_bound.astype(jnp.float64)
     return product * (defect + rounding) + rest * (rounding + 2.0**-22) + 1e-6
 
 
 @typed
-def weights_of(screen: Screen, seen: Seen, level: int, *, debias: bool) -> Float[Array, "b columns"]:
-    """Coefficients of a level's columns, float32: of the upper bound, or of the estimate that takes out the noise."""
+def weights_of(
+    table: Table, seen: Seen, coordinates: int, *, debias: bool = False
+) -> Float[Array, "b columns"]:
+    """Coefficients of `table.span(coordinates)`, float32: of the upper bound, or of the estimate without the noise."""
     query, coefficients = seen.query, seen.coefficients
-    first = screen.edges.index(screen.levels[level])
-    bands, tail = band_norms(coefficients.head, screen.edges)[:, first:], coefficients.tail[:, None]
+    first = table.edges.index(coordinates)
+    bands, tail = band_norms(coefficients.head, table.edges)[:, first:], coefficients.tail[:, None]
     if debias:
         variance = (query.sigma**2)[:, None]
-        sizes = [j - i for i, j in zip(screen.edges[:-1], screen.edges[1:], strict=True)][first:]
+        sizes = [j - i for i, j in itertools.pairwise(table.edges)][first:]
         bands = jnp.sqrt(jnp.maximum(bands**2 - variance * jnp.asarray(sizes, jnp.float64), 0))
-        left = query.x.shape[1] - screen.coordinates
+        left = query.x.shape[1] - table.directions
         tail = jnp.sqrt(jnp.maximum(tail**2 - variance * left, 0))
     scale = seen.scale[:, None]
     norm = -(query.alpha * seen.scale / 2)[:, None]
-    head = (scale * coefficients.head[:, : screen.levels[level]]).astype(jnp.float32)
+    head = (scale * coefficients.head[:, :coordinates]).astype(jnp.float32)
     return jnp.concatenate(
         [round_up(scale * bands), round_up(scale * tail), norm.astype(jnp.float32), head], 1
     )
@@ -81,14 +84,14 @@ def _row_labels(screen: Screen, rows: Rows) -> jax.Array | None:
 def first_pass(screen: Screen, rows: Rows, seen: Seen) -> tuple[jax.Array, jax.Array]:
     """Bounds [steps, b, block] float32 with the fewest columns, and the best-looking row [b]."""
     b, size = seen.query.x.shape[0], screen.block
-    plain, debiased = (weights_of(screen, seen, 0, debias=d) for d in (False, True))
-    split = screen.num_bands + 2
+    plain, debiased = (weights_of(screen.near, seen, screen.near.levels[0], debias=d) for d in (False, True))
+    split = screen.near.num_bands + 2
     bands = jnp.concatenate([plain[:, :split], debiased[:, :split]])
     labels = _row_labels(screen, rows)
 
     def body(carry, step):
         best, where = carry
-        block = _block_of(screen.coarse, step, size)
+        block = _block_of(screen.first, step, size)
         head = dot(plain[:, split:], block[:, split:]) + _block_of(screen.bias, step, size)
         if labels is not None:
             head = mask_labels(rows, seen.query, head, _block_of(labels, step, size))
@@ -105,14 +108,16 @@ def first_pass(screen: Screen, rows: Rows, seen: Seen) -> tuple[jax.Array, jax.A
     return bounds, jnp.minimum(index, jnp.int32(rows.count - 1))
 
 
-def later_pass(screen: Screen, rows: Rows, seen: Seen, level: int) -> jax.Array:
-    """Bounds [steps, b, block] float32 with more columns."""
-    size, (first, last) = screen.block, screen.columns(level)
-    weights, labels = weights_of(screen, seen, level, debias=False), _row_labels(screen, rows)
+def later_pass(screen: Screen, rows: Rows, seen: Seen, coordinates: int) -> jax.Array:
+    """Bounds [steps, b, block] float32 with coordinates of the far table; `seen` is projected on all directions."""
+    size, columns = screen.block, screen.far.span(coordinates)
+    weights, labels = weights_of(screen.far, seen, coordinates), _row_labels(screen, rows)
 
     def body(_, step):
         block = lax.dynamic_slice(
-            screen.fine, (step * jnp.int32(size), jnp.int32(first)), (size, last - first)
+            screen.far.columns,
+            (step * jnp.int32(size), jnp.int32(columns.start)),
+            (size, columns.stop - columns.start),
         )
         bounds = dot(weights, block) + _block_of(screen.bias, step, size)
         if labels is not None:

@@ -9,8 +9,11 @@ and every band and the tail are bounded by the product of their norms. The two t
 basis and rounding: at most `row_defect` ‖x‖‖y‖ for the rows' and `query_defect` ‖x‖‖y‖ for the queries' part. Nothing
 here relies on P being good, only how few rows survive does: P holds the leading principal directions of a sample.
 
-Levels keep k = K/16, K/8, … K coordinates; four bands cut every octave between two of them, so that each level's
-columns (its bands, the tail, the squared norm, its coordinates) lie side by side in one table.
+Two tables hold the rows. The near one knows a quarter of the directions and serves the first pass over all rows: late
+in time, when few survive it, queries are never projected on the others. The far one knows all of them, keeps the
+coordinates of the leading half, and serves the passes of queries that have too many rows left. Four bands cut every
+octave between a table's first level and its last direction, so that each level's columns (its bands, the tail, the
+squared norm, its coordinates) lie side by side.
 """
 
 import dataclasses
@@ -25,7 +28,7 @@ from flowjax.typing import Array, Flat, Float, PerQuery, PerRow, Scalar, typed
 
 from .dense import Rows, read_block, uses_direct_differences
 
-MAX_COORDINATES = 512
+MAX_DIRECTIONS = 1024
 BANDS_PER_OCTAVE = 4
 LANES = 16
 """Survivors are counted in groups of this many rows."""
@@ -39,64 +42,99 @@ _CHUNK = 128
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Screen:
-    """Tables of n rows padded to whole blocks, M = n rounded up.
+class Table:
+    """Columns of M padded rows.
 
     Attributes:
-        basis: [chunks, chunk, K] float32, P with its d rows padded by zeros.
-        coarse: [M, columns of the first level] float32, the first columns of every row, compact.
-        fine: [M, bands + 2 + K] float32: norms of the bands (rounded up), norm of the tail (rounded up), squared
-            norm, coordinates.
-        bias: [M] float32, log weights; −inf for padding.
-        delta: [] float32, upper bound of ‖PᵀP − I‖.
-        row_defect: [] float32.
+        columns: [M, bands + 2 + coordinates] float32: norms of the bands (rounded up), norm of the tail (rounded up),
+            squared norm, coordinates.
+        levels: numbers of coordinates that a pass may use, ascending.
+        edges: edges of the bands, from the first level to the last direction known; every level is one.
     """
 
-    basis: Float[Array, "chunks chunk K"]
-    coarse: Float[Array, "m columns"]
-    fine: Float[Array, "m width"]
-    bias: PerRow
-    delta: Scalar
-    row_defect: Scalar
-
-    @property
-    def coordinates(self) -> int:
-        return self.basis.shape[2]
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return levels(self.coordinates)
-
-    @property
-    def edges(self) -> tuple[int, ...]:
-        return edges(self.coordinates)
+    columns: Float[Array, "m width"]
+    levels: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    edges: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def num_bands(self) -> int:
         return len(self.edges) - 1
 
     @property
+    def directions(self) -> int:
+        return self.edges[-1]
+
+    @property
+    def coordinates(self) -> int:
+        return self.columns.shape[1] - self.num_bands - 2
+
+    def span(self, coordinates: int) -> slice:
+        """The columns of a bound with that many coordinates, which must be an edge: the bands from there on first."""
+        return slice(self.edges.index(coordinates), self.num_bands + 2 + coordinates)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """What is kept of n rows padded to whole blocks, M = n rounded up.
+
+    Attributes:
+        basis: [chunks, chunk, K] float32, P with its d rows padded by zeros.
+        first: [M, columns of the near table's first level] float32, those columns once more, compact.
+        near: fewer directions, for the first pass.
+        far: all K directions, for the later ones.
+        bias: [M] float32, log weights; −inf for padding.
+        delta: [] float32, upper bound of ‖PᵀP − I‖.
+        row_defect: [] float32.
+    """
+
+    basis: Float[Array, "chunks chunk K"]
+    first: Float[Array, "m columns"]
+    near: Table
+    far: Table
+    bias: PerRow
+    delta: Scalar
+    row_defect: Scalar
+
+    @property
     def block(self) -> int:
         return min(_BLOCK, self.bias.shape[0])
 
-    def columns(self, level: int) -> tuple[int, int]:
-        """First and last column of a level in `fine`."""
-        k = self.levels[level]
-        return self.edges.index(k), self.num_bands + 2 + k
+    @property
+    def num_levels(self) -> int:
+        """Passes there are to choose from: the near table's first level, then the far table's levels."""
+        return 1 + len(self.far.levels)
+
+    @property
+    def query_defect(self) -> float:
+        """`query_defect` of the module's text: rounding of x, of products of `chunk` terms (Higham §3.1) with columns
+        of norm below 1.01, and of their sum."""
+        _, chunk, directions = self.basis.shape
+        return 1.02 * 2.0**-24 * (chunk * directions**0.5 + 3)
 
 
-def levels(coordinates: int) -> tuple[int, ...]:
-    """Numbers of coordinates that a pass may use, ascending; the last one is all."""
-    return tuple(sorted({max(1, coordinates >> shift) for shift in (4, 3, 2, 1, 0)}))
+def _near_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Levels, edges and number of coordinates of the near table, of K directions in all."""
+    known = max(1, directions // 4)
+    levels = (max(1, known // 4),)
+    return levels, _edges(levels, known), known
 
 
-def edges(coordinates: int) -> tuple[int, ...]:
-    """Edges of the bands, from the first level to all coordinates; every level is one."""
-    steps = levels(coordinates)
-    result = {steps[0]}
-    for low, high in itertools.pairwise(steps):
-        result |= {round(v) for v in np.geomspace(low, high, BANDS_PER_OCTAVE + 1)}
-    return tuple(sorted(result))
+def _far_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Levels, edges and number of coordinates of the far table."""
+    levels = tuple(sorted({max(1, directions >> shift) for shift in (3, 2, 1)}))
+    return levels, _edges(levels, directions), levels[-1]
+
+
+def _edges(levels: tuple[int, ...], directions: int) -> tuple[int, ...]:
+    steps = sorted({*levels, directions})
+    octaves = itertools.pairwise(steps)
+    cuts = {
+        round(v)
+        for low, high in octaves
+        for v in np.geomspace(low, high, 1 + BANDS_PER_OCTAVE * max(1, round(np.log2(high / low))))
+    }
+    return tuple(sorted({*steps, *cuts}))
 
 
 def round_up(value: jax.Array) -> jax.Array:
@@ -126,8 +164,8 @@ def make_screen(rows: Rows) -> Screen:
         defect = defect - jnp.eye(basis.shape[1], dtype=jnp.float64)
         # ‖D‖ ≤ ‖D²‖_F^½, tighter than ‖D‖_F.
         delta = 1.001 * jnp.sqrt(jnp.linalg.norm(defect @ defect)) + 1e-12
-        coordinates = basis.shape[1]
-        band_edges = edges(coordinates)
+        directions = basis.shape[1]
+        layouts = _near_layout(directions), _far_layout(directions)
         block = min(_BLOCK, -(-rows.count // LANES) * LANES)
         num_blocks = -(-rows.count // block)
         wide = basis.astype(jnp.float64)
@@ -138,34 +176,41 @@ def make_screen(rows: Rows) -> Screen:
             start = jnp.minimum(step * size, rows.count - size).astype(jnp.int32)
             points, squares = read_block(rows, start, size, jnp.float64)
             exact = jnp.einsum("nd,dk->nk", points, wide)
-            head = exact.astype(jnp.float32)
-            kept = head.astype(jnp.float64)
-            tail = squares - 2 * jnp.sum(kept * exact, 1) + (1 + delta) * jnp.sum(kept**2, 1)
-            tail = jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * squares)
-            parts = [round_up(band_norms(kept, band_edges)), round_up(tail)[:, None]]
-            parts += [squares.astype(jnp.float32)[:, None], head]
-            filled = jnp.concatenate(parts, 1)
-            filled = jnp.roll(filled, start - step * size, 0)
-            return jnp.pad(filled, ((0, block - size), (0, 0)))
+            kept = exact.astype(jnp.float32).astype(jnp.float64)
 
-        fine = lax.map(body, jnp.arange(num_blocks, dtype=jnp.int32)).reshape(num_blocks * block, -1)
+            def columns(layout):
+                _, band_edges, coordinates = layout
+                a, h = exact[:, : band_edges[-1]], kept[:, : band_edges[-1]]
+                tail = squares - 2 * jnp.sum(h * a, 1) + (1 + delta) * jnp.sum(h**2, 1)
+                tail = jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * squares)
+                parts = [round_up(band_norms(h, band_edges)), round_up(tail)[:, None]]
+                parts += [squares.astype(jnp.float32)[:, None], h[:, :coordinates].astype(jnp.float32)]
+                filled = jnp.roll(jnp.concatenate(parts, 1), start - step * size, 0)
+                return jnp.pad(filled, ((0, block - size), (0, 0)))
+
+            return [columns(layout) for layout in layouts]
+
+        steps = jnp.arange(num_blocks, dtype=jnp.int32)
         used = jnp.arange(num_blocks * block, dtype=jnp.int32) < rows.count
+        near, far = (
+            Table(jnp.where(used[:, None], part.reshape(used.size, -1), jnp.float32(0)), *layout[:2])
+            for part, layout in zip(lax.map(body, steps), layouts, strict=True)
+        )
         weights = jnp.zeros(rows.count, jnp.float32) if rows.log_weights is None else rows.log_weights
-        weights = jnp.pad(weights, (0, num_blocks * block - rows.count))
+        weights = jnp.pad(weights, (0, used.size - rows.count))
         bias = jnp.where(used, weights, jnp.float32(-jnp.inf))
-        fine = jnp.where(used[:, None], fine, jnp.float32(0))
-        width = len(band_edges) - 1 + 2 + levels(coordinates)[0]
         # P's rows in chunks; h is rounded once, and r is orthogonal to P up to that and delta.
         chunk = min(_CHUNK, rows.dimension)
         padding = -rows.dimension % chunk
-        chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, coordinates)
+        chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, directions)
         row_defect = 1.01 * (2.0**-24 + delta)
-        return Screen(chunks, fine[:, :width], fine, bias, round_up(delta), round_up(row_defect))
+        first = near.columns[:, near.span(near.levels[0])]
+        return Screen(chunks, first, near, far, bias, round_up(delta), round_up(row_defect))
 
 
 def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
     """Leading principal directions of a sample of the rows, float32, orthonormal up to rounding."""
-    d, coordinates = rows.dimension, min(rows.dimension, MAX_COORDINATES)
+    d, coordinates = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
     stride = -(-rows.count // _SAMPLE)
     sample = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
     points, _ = read_block(sample, jnp.zeros((), jnp.int32), sample.count, jnp.float32)
@@ -193,19 +238,17 @@ class Coefficients:
         head: [b, K], a of equation (1), float32 values.
         tail: [b], upper bound of ‖rho‖.
         norm: [b], ‖x‖.
-        defect: [], `query_defect` of the module's text.
     """
 
     head: Float[Array, "b K"]
     tail: PerQuery
     norm: PerQuery
-    defect: Scalar
 
 
 @typed
-def project(screen: Screen, x: Flat) -> Coefficients:
+def project(screen: Screen, x: Flat, directions: int) -> Coefficients:
     """Coefficients of queries x [b, d] float64 relative to the centre. Inside the float64 island."""
-    num_chunks, chunk, coordinates = screen.basis.shape
+    num_chunks, chunk, _ = screen.basis.shape
     low = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, num_chunks * chunk - x.shape[1])))
     low = low.reshape(x.shape[0], num_chunks, chunk).transpose(1, 0, 2)
 
@@ -213,13 +256,11 @@ def project(screen: Screen, x: Flat) -> Coefficients:
         part = lax.dot_general(pair[0], pair[1], (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
         return total + part.astype(jnp.float64), None
 
-    start = jnp.zeros((x.shape[0], coordinates), jnp.float64)
-    head, _ = lax.scan(body, start, (low, screen.basis))
+    start = jnp.zeros((x.shape[0], directions), jnp.float64)
+    head, _ = lax.scan(body, start, (low, screen.basis[:, :, :directions]))
     head = head.astype(jnp.float32).astype(jnp.float64)
-    # Rounding of x, of products of `chunk` terms (Higham §3.1) with columns of norm below 1.01, and of the result.
-    error = 1.02 * 2.0**-24 * (chunk * coordinates**0.5 + 3)
     norm = jnp.sqrt(jnp.sum(x**2, 1))
     size = jnp.sqrt(jnp.sum(head**2, 1))
     delta = screen.delta.astype(jnp.float64)
-    tail = norm**2 - (1 - delta) * size**2 + 2 * error * size * norm
-    return Coefficients(head, jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * norm**2), norm, jnp.float64(error))
+    tail = norm**2 - (1 - delta) * size**2 + 2 * screen.query_defect * size * norm
+    return Coefficients(head, jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * norm**2), norm)

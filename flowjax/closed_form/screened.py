@@ -66,30 +66,37 @@ def _take(tree, index: Indices):
     return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
 
 
+def _project_far(screen: Screen, seen: Seen) -> Seen:
+    return seen._replace(coefficients=project(screen, seen.query.x, screen.far.directions))
+
+
 def _choose_level(screen: Screen, rows: Rows, seen: Seen, threshold, left) -> jax.Array:
-    """The level that each query is cheapest at, [b] int32; the number of levels means dense."""
-    n, d, k = rows.count, rows.dimension, screen.levels
+    """The pass that each query is cheapest with, [b] int32: 0 none but the first, then the far levels, then dense."""
+    n, d, (near, far) = rows.count, rows.dimension, (screen.near, screen.far)
     stride = -(-n // _SAMPLE)
-    table, bias = screen.fine[:n:stride], screen.bias[:n:stride]
     labels = None if rows.labels is None else rows.labels[::stride]
 
-    def survivors(level):
-        first, last = screen.columns(level)
-        bounds = dot(weights_of(screen, seen, level, debias=False), table[:, first:last]) + bias
-        bounds = mask_labels(rows, seen.query, bounds, labels)
+    def survivors(table, seen, k):
+        bounds = dot(weights_of(table, seen, k), table.columns[:n:stride, table.span(k)])
+        bounds = mask_labels(rows, seen.query, bounds + screen.bias[:n:stride], labels)
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
     def compare(_):
-        counts = [left] + [survivors(level) for level in range(1, len(k))]
-        final = _EXACT_COST * d * counts[-1]
-        costs = [_PAIR_COST * k[-1] * count + final for count in counts]
-        costs = [costs[0]] + [cost + n * 1.0 * step for cost, step in zip(costs[1:], k[1:], strict=True)]
-        costs.append(jnp.full_like(costs[0], 2.0 * n * d))
+        everywhere = _project_far(screen, seen)
+        again = [survivors(near, seen, near.coordinates)]  # what is evaluated exactly in the end
+        again += [survivors(far, everywhere, far.coordinates)] * len(far.levels)
+        pooled = [left] + [survivors(far, everywhere, k) for k in far.levels]
+        width = [near.coordinates] + [far.coordinates] * len(far.levels)
+        columns = [0, *far.levels]
+        costs = [
+            n * 1.0 * k + _PAIR_COST * w * many + _EXACT_COST * d * few
+            for k, w, many, few in zip(columns, width, pooled, again, strict=True)
+        ]
+        costs.append(jnp.full_like(left, 2.0 * n * d))
         return lax.argmin(jnp.stack(costs, 1).astype(jnp.float32), 1, jnp.int32)
 
-    second = k[min(1, len(k) - 1)]
     left = left.astype(jnp.float64)  # products with costs leave int32
-    few = _PAIR_COST * k[-1] * left <= n * second
+    few = _PAIR_COST * near.coordinates * left <= n * 1.0 * far.levels[0]
     return lax.cond(jnp.all(few), lambda _: jnp.zeros(left.shape, jnp.int32), compare, None)
 
 
@@ -129,15 +136,15 @@ def _first(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule
     y = rows.max_norm.astype(jnp.float64)
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
     sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
-    level = jnp.where(sane, level, jnp.int32(len(screen.levels)))
-    found = collect(plan, screen, rows, seen, bounds, groups, threshold, level == 0, logit)
-    level = jnp.where((level == 0) & ~found.complete, jnp.int32(len(screen.levels)), level)
+    level = jnp.where(sane, level, jnp.int32(screen.num_levels))
+    found = collect(plan, screen, screen.near, rows, seen, bounds, groups, threshold, level == 0, logit)
+    level = jnp.where((level == 0) & ~found.complete, jnp.int32(screen.num_levels), level)
     return _State(logit, cut, threshold, level, found)
 
 
 def _later(plan: Plan, screen: Screen, rows: Rows, seen: Seen, state: _State) -> _State:
     """Another pass for the queries whose level is neither the first nor dense."""
-    b, num_levels = state.level.shape[0], len(screen.levels)
+    b, num_levels = state.level.shape[0], screen.num_levels
     size = min(_CHUNK // 4, b)
     open_ = (state.level > 0) & (state.level < num_levels)
     order = jnp.argsort(jnp.where(open_, state.level, num_levels), stable=True).astype(jnp.int32)
@@ -149,18 +156,18 @@ def _later(plan: Plan, screen: Screen, rows: Rows, seen: Seen, state: _State) ->
         index = lax.dynamic_slice_in_dim(order, done, size)
         wanted = done + jnp.arange(size, dtype=jnp.int32) < count
         clipped = jnp.minimum(index, jnp.int32(b - 1))
-        chunk, now = _take(seen, clipped), _take(state, clipped)
+        chunk, now = _project_far(screen, _take(seen, clipped)), _take(state, clipped)
         level = jnp.max(jnp.where(wanted, now.level, 1))
-        passes = [functools.partial(later_pass, screen, rows, chunk, later) for later in range(1, num_levels)]
+        passes = [functools.partial(later_pass, screen, rows, chunk, k) for k in screen.far.levels]
         bounds = lax.switch(level - 1, passes)
         groups = count_survivors(bounds, now.threshold)
-        new = collect(plan, screen, rows, chunk, bounds, groups, now.threshold, wanted, now.reference)
+        new = collect(
+            plan, screen, screen.far, rows, chunk, bounds, groups, now.threshold, wanted, now.reference
+        )
         target = jnp.where(wanted, index, jnp.int32(b))
         found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
         return done + jnp.int32(size), found
 
-    if num_levels == 1:
-        return state
     _, found = lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), state.found))
     return state._replace(found=found)
 
@@ -193,7 +200,7 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[
         sub, sub_schedule = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, 0), (query, schedule))
         sub = dataclasses.replace(sub, x=jnp.stack([query.x, flip(query.x)], 1).reshape(2 * b, -1))
         whole = jnp.stack([x, flip(x)], 1).reshape(2 * b, -1)
-    coefficients = project(screen, sub.x)
+    coefficients = project(screen, sub.x, screen.near.directions)
     seen = Seen(sub, coefficients, sub.alpha / sub.sigma**2, slack_of(screen, rows, sub, coefficients))
     state = _in_chunks(
         lambda *chunk: _first(plan, screen, rows, *chunk),

@@ -17,7 +17,7 @@ from .dense import Query, Rows
 from .evaluate import RELEVANT, Plan
 from .moments import Moments, Scalars
 from .refine import gather_points
-from .screen import LANES, Screen
+from .screen import LANES, Screen, Table
 
 _POOL = 1 << 15
 _SLOTS = 256
@@ -84,11 +84,21 @@ def _append(pool, length, keep, values):
 
 
 def collect(
-    plan: Plan, screen: Screen, rows: Rows, seen: Seen, bounds, groups, threshold, wanted, reference
+    plan: Plan,
+    screen: Screen,
+    table: Table,
+    rows: Rows,
+    seen: Seen,
+    bounds,
+    groups,
+    threshold,
+    wanted,
+    reference,
 ) -> Found:
     """Moments of every wanted query's rows with a bound at or above its threshold.
 
     Args:
+        table: bounds them once more with all its coordinates; `seen` is projected on its directions.
         bounds: [steps, b, block] float32 and their number per group of lanes, [steps, b, groups].
         threshold: [b] float32.
         wanted: [b].
@@ -101,15 +111,14 @@ def collect(
     per_cell = jnp.where(complete[:, None], per_cell, 0)
     accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
     slots, total = _Slots(accumulated, groups), accumulated[-1]
-    weights = weights_of(screen, seen, len(screen.levels) - 1, debias=False)
-    first = screen.num_bands
+    weights, columns = weights_of(table, seen, table.coordinates), table.span(table.coordinates)
 
     def bound_again(state):
         done, length, pool = state
         position = done + jnp.arange(_SLOTS, dtype=jnp.int32)
         which, row = _locate(bounds, threshold, slots, position)
         row = jnp.minimum(row, jnp.int32(rows.count - 1))
-        better = jnp.sum(screen.fine[row, first:] * weights[which], 1) + screen.bias[row]
+        better = jnp.sum(table.columns[row, columns] * weights[which], 1) + screen.bias[row]
         keep = (position < total) & (better >= threshold[which])
         pool, length = _append(pool, length, keep, (which, row))
         return done + jnp.int32(_SLOTS), length, pool
