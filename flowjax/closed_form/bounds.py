@@ -15,7 +15,7 @@ from jax import lax
 from flowjax.typing import Array, Float, PerQuery, typed
 
 from .dense import Query, Rows
-from .screen import LANES, Coefficients, Screen, Table, band_norms, round_up
+from .screen import LANES, Coefficients, Screen, Table, band_norms, project, round_up
 
 
 class Seen(NamedTuple):
@@ -25,6 +25,11 @@ class Seen(NamedTuple):
     coefficients: Coefficients
     scale: PerQuery
     slack: PerQuery
+
+
+def project_far(screen: Screen, seen: Seen) -> Seen:
+    """The same queries, projected on all directions."""
+    return seen._replace(coefficients=project(screen, seen.query.x, screen.far.directions))
 
 
 @typed

@@ -10,8 +10,8 @@ basis and rounding: at most `row_defect` ‖x‖‖y‖ for the rows' and `query
 here relies on P being good, only how few rows survive does: P holds the leading principal directions of a sample.
 
 Two tables hold the rows. The near one knows a quarter of the directions and serves the first pass over all rows: late
-in time, when few survive it, queries are never projected on the others. The far one knows all of them, keeps the
-coordinates of the leading half, and serves the passes of queries that have too many rows left. Four bands cut every
+in time, when few survive it, queries are never projected on the others. The far one knows all of them and serves the
+passes of queries that have too many rows left. Four bands cut every
 octave between a table's first level and its last direction, so that each level's columns (its bands, the tail, the
 squared norm, its coordinates) lie side by side.
 """
@@ -123,7 +123,7 @@ def _near_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int
 def _far_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Levels, edges and number of coordinates of the far table."""
     levels = tuple(sorted({max(1, directions >> shift) for shift in (3, 2, 1)}))
-    return levels, _edges(levels, directions), levels[-1]
+    return levels, _edges(levels, directions), directions
 
 
 def _edges(levels: tuple[int, ...], directions: int) -> tuple[int, ...]:

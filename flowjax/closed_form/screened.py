@@ -30,7 +30,17 @@ from jax import lax
 from flowjax.typing import Flat, Indices, PerQuery
 
 from . import moments as algebra
-from .bounds import Seen, count_survivors, dot, first_pass, later_pass, mask_labels, slack_of, weights_of
+from .bounds import (
+    Seen,
+    count_survivors,
+    dot,
+    first_pass,
+    later_pass,
+    mask_labels,
+    project_far,
+    slack_of,
+    weights_of,
+)
 from .dense import Query, Rows
 from .evaluate import (
     RELEVANT,
@@ -66,10 +76,6 @@ def _take(tree, index: Indices):
     return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
 
 
-def _project_far(screen: Screen, seen: Seen) -> Seen:
-    return seen._replace(coefficients=project(screen, seen.query.x, screen.far.directions))
-
-
 def _choose_level(screen: Screen, rows: Rows, seen: Seen, threshold, left) -> jax.Array:
     """The pass that each query is cheapest with, [b] int32: 0 none but the first, then the far levels, then dense."""
     n, d, (near, far) = rows.count, rows.dimension, (screen.near, screen.far)
@@ -82,7 +88,7 @@ def _choose_level(screen: Screen, rows: Rows, seen: Seen, threshold, left) -> ja
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
     def compare(_):
-        everywhere = _project_far(screen, seen)
+        everywhere = project_far(screen, seen)
         again = [survivors(near, seen, near.coordinates)]  # what is evaluated exactly in the end
         again += [survivors(far, everywhere, far.coordinates)] * len(far.levels)
         pooled = [left] + [survivors(far, everywhere, k) for k in far.levels]
@@ -137,7 +143,7 @@ def _first(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
     sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
     level = jnp.where(sane, level, jnp.int32(screen.num_levels))
-    found = collect(plan, screen, screen.near, rows, seen, bounds, groups, threshold, level == 0, logit)
+    found = collect(plan, screen, rows, seen, bounds, groups, threshold, level == 0, logit)
     level = jnp.where((level == 0) & ~found.complete, jnp.int32(screen.num_levels), level)
     return _State(logit, cut, threshold, level, found)
 
@@ -156,14 +162,12 @@ def _later(plan: Plan, screen: Screen, rows: Rows, seen: Seen, state: _State) ->
         index = lax.dynamic_slice_in_dim(order, done, size)
         wanted = done + jnp.arange(size, dtype=jnp.int32) < count
         clipped = jnp.minimum(index, jnp.int32(b - 1))
-        chunk, now = _project_far(screen, _take(seen, clipped)), _take(state, clipped)
+        chunk, now = project_far(screen, _take(seen, clipped)), _take(state, clipped)
         level = jnp.max(jnp.where(wanted, now.level, 1))
         passes = [functools.partial(later_pass, screen, rows, chunk, k) for k in screen.far.levels]
         bounds = lax.switch(level - 1, passes)
         groups = count_survivors(bounds, now.threshold)
-        new = collect(
-            plan, screen, screen.far, rows, chunk, bounds, groups, now.threshold, wanted, now.reference
-        )
+        new = collect(plan, screen, rows, chunk, bounds, groups, now.threshold, wanted, now.reference)
         target = jnp.where(wanted, index, jnp.int32(b))
         found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
         return done + jnp.int32(size), found
@@ -209,7 +213,7 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[
     )
     state = _later(plan, screen, rows, seen, state)
 
-    total, index, complete = state.found
+    total, index, complete = state.found.moments, state.found.best, state.found.complete
     reference, cut = state.reference[::copies], state.cut[::copies]
     if copies == 2:
         plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s::2], state.found) for s in (0, 1))

@@ -12,7 +12,7 @@ from jax import lax
 from flowjax.typing import Array, Bool, Flat, Indices, Int, PerQuery, typed
 
 from . import moments as algebra
-from .bounds import Seen, weights_of
+from .bounds import Seen, project_far, weights_of
 from .dense import Query, Rows
 from .evaluate import RELEVANT, Plan
 from .moments import Moments, Scalars
@@ -22,14 +22,19 @@ from .screen import LANES, Screen, Table
 _POOL = 1 << 15
 _SLOTS = 256
 _EXACT = 32
+_MANY = 16
+"""Left of each query on average, they pay for projecting the queries on all directions (CPU)."""
 
 
 class Found(NamedTuple):
-    """Survivors of each query of a chunk: their moments, the best row, whether all of them fitted."""
+    """Survivors of each query of a chunk: their moments, the best row, whether all of them fitted, how many the pass
+    left and how many were evaluated exactly."""
 
     moments: Moments
     best: Indices
     complete: Bool[Array, "b"]
+    pooled: Indices
+    evaluated: Indices
 
 
 @typed
@@ -84,21 +89,13 @@ def _append(pool, length, keep, values):
 
 
 def collect(
-    plan: Plan,
-    screen: Screen,
-    table: Table,
-    rows: Rows,
-    seen: Seen,
-    bounds,
-    groups,
-    threshold,
-    wanted,
-    reference,
+    plan: Plan, screen: Screen, rows: Rows, seen: Seen, bounds, groups, threshold, wanted, reference
 ) -> Found:
     """Moments of every wanted query's rows with a bound at or above its threshold.
 
     Args:
-        table: bounds them once more with all its coordinates; `seen` is projected on its directions.
+        seen: projected on the near table's directions or on all of them; what the pass left is bounded once more with
+            all coordinates of that table, and with the far one's if much is left.
         bounds: [steps, b, block] float32 and their number per group of lanes, [steps, b, groups].
         threshold: [b] float32.
         wanted: [b].
@@ -106,28 +103,49 @@ def collect(
     """
     b = threshold.shape[0]
     per_cell = jnp.where(wanted[:, None], jnp.sum(groups, 2, dtype=jnp.int32).T, 0)
-    running = jnp.cumsum(jnp.sum(per_cell, 1, dtype=jnp.int32), dtype=jnp.int32)
-    complete = wanted & (running <= _POOL)
+    pooled = jnp.sum(per_cell, 1, dtype=jnp.int32)
+    complete = wanted & (jnp.cumsum(pooled, dtype=jnp.int32) <= _POOL)
     per_cell = jnp.where(complete[:, None], per_cell, 0)
     accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
     slots, total = _Slots(accumulated, groups), accumulated[-1]
-    weights, columns = weights_of(table, seen, table.coordinates), table.span(table.coordinates)
+    zero, none = jnp.int32(0), jnp.zeros(_POOL + _SLOTS, jnp.int32)
 
-    def bound_again(state):
-        done, length, pool = state
-        position = done + jnp.arange(_SLOTS, dtype=jnp.int32)
-        which, row = _locate(bounds, threshold, slots, position)
-        row = jnp.minimum(row, jnp.int32(rows.count - 1))
-        better = jnp.sum(table.columns[row, columns] * weights[which], 1) + screen.bias[row]
-        keep = (position < total) & (better >= threshold[which])
-        pool, length = _append(pool, length, keep, (which, row))
-        return done + jnp.int32(_SLOTS), length, pool
+    def bound_again(table: Table, weights, members, total):
+        """Pool of those of `total` members, (query, row) by position, that a table's bounds leave."""
+        columns = table.span(table.coordinates)
 
-    none = jnp.zeros(_POOL + _SLOTS, jnp.int32)
-    zero = jnp.int32(0)
-    _, length, (whose, which_row) = lax.while_loop(
-        lambda state: state[0] < total, bound_again, (zero, zero, (none, none))
-    )
+        def body(state):
+            done, length, pool = state
+            position = done + jnp.arange(_SLOTS, dtype=jnp.int32)
+            which, row = members(position)
+            row = jnp.minimum(row, jnp.int32(rows.count - 1))
+            better = jnp.sum(table.columns[row, columns] * weights[which], 1) + screen.bias[row]
+            keep = (position < total) & (better >= threshold[which])
+            pool, length = _append(pool, length, keep, (which, row))
+            return done + jnp.int32(_SLOTS), length, pool
+
+        _, length, pool = lax.while_loop(lambda state: state[0] < total, body, (zero, zero, (none, none)))
+        return length, pool
+
+    def located(position):
+        return _locate(bounds, threshold, slots, position)
+
+    near = seen.coefficients.head.shape[1] < screen.far.directions
+    table = screen.near if near else screen.far
+    length, pool = bound_again(table, weights_of(table, seen, table.coordinates), located, total)
+    if near:
+
+        def far(_):
+            weights = weights_of(screen.far, project_far(screen, seen), screen.far.coordinates)
+            return bound_again(
+                screen.far, weights, lambda position: (pool[0][position], pool[1][position]), length
+            )
+
+        length, pool = lax.cond(length > _MANY * b, far, lambda _: (length, pool), None)
+    whose, which_row = pool
+
+    used = jnp.arange(whose.shape[0], dtype=jnp.int32) < length
+    evaluated = jnp.zeros(b, jnp.int32).at[whose].add(used.astype(jnp.int32))
 
     def score(state):
         done, kept, pool = state
@@ -168,4 +186,5 @@ def collect(
     scalars = None
     if plan.settings.scalars:
         scalars = Scalars(summed(terms * jnp.where(terms > 0, shifted, 0)), square, summed(terms**2))
-    return Found(Moments(maximum, summed(terms), weighted_sum, scalars), index, complete)
+    total = Moments(maximum, summed(terms), weighted_sum, scalars)
+    return Found(total, index, complete, pooled, evaluated)
