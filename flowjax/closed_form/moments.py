@@ -11,6 +11,7 @@ fixes the scale: derivatives treat it as a constant and flow through the sums.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +84,77 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 def merge_across(moments: Moments, axis_name: str) -> Moments:
     """Merge the moments that the devices along a mesh axis hold for their own rows."""
-    maximum = lax.pmax(lax.stop_gradient(moments.max), axis_name)
+    maximum = max_across(lax.stop_gradient(moments.max), axis_name)
     scaled = rescale(moments, maximum)
     sums = dataclasses.replace(scaled, max=jnp.zeros_like(maximum))
-    return dataclasses.replace(lax.psum(sums, axis_name), max=maximum)
+    return dataclasses.replace(sum_across(sums, axis_name), max=maximum)
+
+
+def max_across(value: jax.Array, axis_name: str) -> jax.Array:
+    """Largest float32 or float64 `value` [b] along a mesh axis; no derivative.
+
+    A TPU's compiler has no maximum of float64 across chips ("supported lowering only of Sum all reduce"), so there it
+    is found in the two float32 halves that a float64 is anyway on a TPU.
+    """
+    if value.dtype != jnp.float64:
+        return lax.pmax(value, axis_name)
+    whole = functools.partial(lax.pmax, axis_name=axis_name)
+    return lax.platform_dependent(
+        value, tpu=functools.partial(max_of_halves, axis_name=axis_name), default=whole
+    )
+
+
+def sum_across(tree, axis_name: str):
+    """Sum of a pytree of equal dtype along a mesh axis, with all derivatives.
+
+    For float64 a TPU's compiler gathers every chip's summand on every chip: memory and traffic grow with the number of
+    chips. There each chip sums a part of the entries for all, and the parts are put together again.
+    """
+    if any(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(tree)):
+        return lax.psum(tree, axis_name)
+    whole = functools.partial(lax.psum, axis_name=axis_name)
+    return lax.platform_dependent(
+        tree, tpu=functools.partial(sum_by_parts, axis_name=axis_name), default=whole
+    )
+
+
+def sum_by_parts(tree, axis_name: str):
+    """Sum of a pytree of float64 arrays along a mesh axis, sent as two float32: one all-to-all, one all-reduce."""
+    count, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+
+    def total(value):
+        flat = value.reshape(-1)
+        size = -(-flat.size // count)
+        parts = jnp.pad(flat, (0, size * count - flat.size)).reshape(count, size)
+        mine = jnp.sum(_whole(lax.all_to_all(_halves(parts), axis_name, 1, 1)), 0)
+        # All summands but one are zero, so the float32 sum is exact. (A gather is not known to be equal everywhere.)
+        place = jnp.arange(count, dtype=jnp.int32)[:, None] == index.astype(jnp.int32)
+        parts = _whole(lax.psum(jnp.where(place, _halves(mine)[:, None], 0), axis_name))
+        return parts.reshape(-1)[: flat.size].reshape(value.shape)
+
+    return jax.tree.map(total, tree)
+
+
+def _halves(value: jax.Array) -> jax.Array:
+    """float64 [...] as float32 [2, ...]: the nearest, and what is missing of it."""
+    high = value.astype(jnp.float32)
+    return jnp.stack([high, (value - high.astype(value.dtype)).astype(jnp.float32)])
+
+
+def _whole(halves: jax.Array) -> jax.Array:
+    """The inverse of `_halves`, to 48 bits."""
+    high, low = halves.astype(jnp.float64)
+    return high + low
+
+
+def max_of_halves(value: jax.Array, axis_name: str) -> jax.Array:
+    """Largest float64 `value` [b] along a mesh axis, to the 48 bits of two float32, by their maxima."""
+    high = value.astype(jnp.float32)
+    highest = lax.pmax(high, axis_name)
+    finite = jnp.isfinite(highest)
+    low = jnp.where(finite, value - high.astype(value.dtype), 0).astype(jnp.float32)
+    lowest = lax.pmax(jnp.where(high == highest, low, -jnp.inf), axis_name)
+    return highest.astype(value.dtype) + lowest.astype(value.dtype)
 
 
 @typed
