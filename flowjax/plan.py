@@ -421,6 +421,7 @@ def estimate(
     batch: int,
     *,
     step: bool = True,
+    fast: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
     """Compile for a slice; where something does not fit, find the smallest slice of the chip where it does.
@@ -430,16 +431,17 @@ def estimate(
         shape: the data set.
         batch: queries, and examples of a training step.
         step: compile the training step too.
+        fast: compile with little effort: a program less optimised, estimated times two to three times higher.
         say: told what is being compiled, before and after.
 
     Raises:
         ValueError: no such topology, a batch that cannot be split over it, a picture that the network cannot take.
         RuntimeError: no TPU compiler here, or it failed.
     """
-    result = _compile_both(parse_topology(topology), shape, batch, step, say)
+    result = _compile_both(parse_topology(topology), shape, batch, step, fast, say)
     if result.fits:
         return result
-    return dataclasses.replace(result, smallest=_smallest(result, step, say))
+    return dataclasses.replace(result, smallest=_smallest(result, step, fast, say))
 
 
 def check(topology: str, shape: DataShape, batch: int, *, step: bool) -> None:
@@ -465,16 +467,16 @@ def check_batch(batch: int, num_devices: int) -> None:
         )
 
 
-def _compile_both(place: Slice, shape: DataShape, batch: int, step: bool, say) -> Estimate:
-    field, _ = _compile(place, shape, batch, False, say)
+def _compile_both(place: Slice, shape: DataShape, batch: int, step: bool, fast: bool, say) -> Estimate:
+    field, _ = _compile(place, shape, batch, False, fast, say)
     result = Estimate(place.name, shape, batch, field)
     if not step or not field.fits:
         return result
-    program, operations = _compile(place, shape, batch, True, say)
+    program, operations = _compile(place, shape, batch, True, fast, say)
     return dataclasses.replace(result, step=program, network_operations=operations)
 
 
-def _smallest(failed: Estimate, step: bool, say) -> str | None:
+def _smallest(failed: Estimate, step: bool, fast: bool, say) -> str | None:
     """The first larger slice that compiles, leaving out those where even the memory model says no.
 
     The model is optimistic: of the field everything but the rows stays as it is, of a step everything shrinks with
@@ -489,12 +491,17 @@ def _smallest(failed: Estimate, step: bool, say) -> str | None:
             least = failed.field.needed - rows / here.num_devices + rows / place.num_devices
         else:
             least = failed.step.needed * here.num_devices / place.num_devices
-        if least <= place.device_memory and _compile_both(place, failed.shape, failed.batch, step, say).fits:
+        if (
+            least <= place.device_memory
+            and _compile_both(place, failed.shape, failed.batch, step, fast, say).fits
+        ):
             return place.name
     return None
 
 
-def _compile(place: Slice, shape: DataShape, batch: int, step: bool, say) -> tuple[Program, float]:
+def _compile(
+    place: Slice, shape: DataShape, batch: int, step: bool, fast: bool, say
+) -> tuple[Program, float]:
     """In a process of its own: the program, and the network's operations for a step."""
     what = "a training step" if step else "the field"
     say(f"{place.name}: compiling {what} of {shape.name}, batch {batch}")
@@ -505,6 +512,7 @@ def _compile(place: Slice, shape: DataShape, batch: int, step: bool, say) -> tup
             "shape": dataclasses.asdict(shape),
             "batch": batch,
             "step": step,
+            "fast": fast,
             "answer": str(answer),
         }
         done = subprocess.run(
@@ -645,21 +653,24 @@ def lower_step(shape: DataShape, batch: int, mesh: Any, *, exact: bool = True) -
     }
     field = abstract_field(shape, mesh)
     target = targets.closed_form(field) if exact else targets.conditional(field.path)
-    return make_step(config, structure[0]).lower(state, spread(rows, "data"), target, None)
+    program: Any = make_step(config, structure[0])  # a jitted function, typed as a plain one
+    return program.lower(state, spread(rows, "data"), target, None)
 
 
-def compile_program(lowered: Any, num_devices: int) -> Program:
+def compile_program(lowered: Any, num_devices: int, *, fast: bool = False) -> Program:
     """Compile, and read what the compiler says; running out of memory is an answer too.
 
     Args:
         lowered: for the slice.
         num_devices: of the slice.
+        fast: let the compiler try less to make the program fast.
     """
     import jax
 
     begin = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        options = {"exec_time_optimization_effort": -1.0} if fast else None
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         asked = out_of_memory(str(error))
         if asked is None:
@@ -709,7 +720,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         if request["step"]
         else lower_field(shape, request["batch"], mesh)
     )
-    result = dataclasses.asdict(compile_program(lowered, len(devices)))
+    result = dataclasses.asdict(compile_program(lowered, len(devices), fast=request["fast"]))
     if request["step"]:
         # Of the unsplit program of one optimizer step without the target, before optimisation.
         plain = lower_step(shape, request["batch"], mesh, exact=False).cost_analysis() or {}

@@ -51,6 +51,8 @@ class Options:
     """Compile a training step too (the paper's U-Net for pictures, an MLP for points)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write every figure to this new file."""
+    fast: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compile with little effort: minutes become tens of seconds, times come out two to three times higher."""
     jobs: int | None = None
     """Compilations at once; each takes about 2 GiB. Default: one for every two cores."""
 
@@ -79,7 +81,7 @@ def run(argv: list[str]) -> int:
         print(text, flush=True)
 
     def one(topology: str) -> "Estimate":
-        return plan.estimate(topology, shape, options.batch, step=options.step, say=say)
+        return plan.estimate(topology, shape, options.batch, step=options.step, fast=options.fast, say=say)
 
     jobs = options.jobs or max(1, (os.cpu_count() or 1) // 2)
     with ThreadPoolExecutor(min(jobs, len(topologies))) as pool:
@@ -88,14 +90,14 @@ def run(argv: list[str]) -> int:
         out.write_text(json.dumps([estimate.to_dict() for estimate in estimates], indent=2) + "\n")
     if len(estimates) == 1 and not estimates[0].fits:
         raise ValueError(estimates[0].refusal())
-    _show(estimates)
+    _show(estimates, fast=options.fast)
     for estimate in estimates:
         if not estimate.fits:
             print(estimate.refusal())
     return 0
 
 
-def _show(estimates: "list[Estimate]") -> None:
+def _show(estimates: "list[Estimate]", *, fast: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -103,7 +105,8 @@ def _show(estimates: "list[Estimate]") -> None:
     table = Table(
         title=f"{first.shape.name}: {first.shape.num_points} rows of {' × '.join(map(str, first.shape.event_shape))}, "
         f"{first.shape.dtype}; batch {first.batch}",
-        caption="compiler's estimates and public figures, nothing measured; see flowjax plan --help",
+        caption="compiler's estimates and public figures, nothing measured; see flowjax plan --help"
+        + ("; compiled with little effort" if fast else ""),
     )
     for header in ("slice", "rows a chip", "program", "memory", "compiler", "at least", "sent", "target"):
         table.add_column(header, justify="left" if header in ("slice", "program", "sent") else "right")

@@ -94,18 +94,19 @@ def max_across(value: jax.Array, axis_name: str) -> jax.Array:
     """Largest float32 or float64 `value` [b] along a mesh axis; no derivative.
 
     A TPU's compiler has no maximum of float64 across chips ("supported lowering only of Sum all reduce"), so there it
-    is found in the two float32 halves that a float64 is anyway on a TPU.
+    is found in float32 parts.
     """
     if value.dtype != jnp.float64:
         return lax.pmax(value, axis_name)
     whole = functools.partial(lax.pmax, axis_name=axis_name)
     return lax.platform_dependent(
-        value, tpu=functools.partial(max_of_halves, axis_name=axis_name), default=whole
+        value, tpu=functools.partial(max_of_parts, axis_name=axis_name), default=whole
     )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def sum_across(tree, axis_name: str):
-    """Sum of a pytree of equal dtype along a mesh axis, with all derivatives.
+    """Sum of a pytree of equal dtype along a mesh axis. Differentiated it is a plain `psum`.
 
     For float64 a TPU's compiler gathers every chip's summand on every chip: memory and traffic grow with the number of
     chips. There each chip sums a part of the entries for all, and the parts are put together again.
@@ -116,6 +117,13 @@ def sum_across(tree, axis_name: str):
     return lax.platform_dependent(
         tree, tpu=functools.partial(sum_by_parts, axis_name=axis_name), default=whole
     )
+
+
+@sum_across.defjvp
+def _sum_across_jvp(axis_name: str, primals, tangents):
+    (tree,), (tangent,) = primals, tangents
+    with jax.enable_x64(True):  # derivatives are taken outside the island that called `sum_across`
+        return sum_across(tree, axis_name), lax.psum(tangent, axis_name)
 
 
 def sum_by_parts(tree, axis_name: str):
@@ -147,14 +155,19 @@ def _whole(halves: jax.Array) -> jax.Array:
     return high + low
 
 
-def max_of_halves(value: jax.Array, axis_name: str) -> jax.Array:
-    """Largest float64 `value` [b] along a mesh axis, to the 48 bits of two float32, by their maxima."""
-    high = value.astype(jnp.float32)
-    highest = lax.pmax(high, axis_name)
-    finite = jnp.isfinite(highest)
-    low = jnp.where(finite, value - high.astype(value.dtype), 0).astype(jnp.float32)
-    lowest = lax.pmax(jnp.where(high == highest, low, -jnp.inf), axis_name)
-    return highest.astype(value.dtype) + lowest.astype(value.dtype)
+def max_of_parts(value: jax.Array, axis_name: str) -> jax.Array:
+    """Largest float64 `value` [b] along a mesh axis, by the maxima of float32 parts, the most significant first.
+
+    Three parts hold all of a float64, so that the result equals the largest value bit for bit.
+    """
+    total: jax.Array | float = 0.0
+    for _ in range(3):
+        part = value.astype(jnp.float32)
+        largest = lax.pmax(part, axis_name)
+        total = largest.astype(value.dtype) + total
+        rest = jnp.where(jnp.isfinite(part), value - part.astype(value.dtype), 0)
+        value = jnp.where(part == largest, rest, -jnp.inf)
+    return jnp.asarray(total)
 
 
 @typed

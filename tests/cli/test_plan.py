@@ -39,7 +39,7 @@ def compiler(monkeypatch):
     """A compiler that answers at once: the list of (topology, step), and a room that programs fit in or not."""
     asked = []
 
-    def answer(place, shape, batch, step, say):
+    def answer(place, shape, batch, step, fast, say):
         asked.append((place.name, step))
         rows = shape.num_points * shape.row_bytes
         needed = 3 * GIB + rows / place.num_devices
@@ -250,7 +250,18 @@ def test_programs_lower_from_shapes_alone():
 def test_a_real_compilation(capsys, tmp_path):
     pytest.importorskip("libtpu")
     out = tmp_path / "plan.json"
-    argv = ["plan", "--data", "50001,2", "--topology", "v5e:2x2", "--batch", "128", "--json", str(out)]
+    argv = [
+        "plan",
+        "--data",
+        "50001,2",
+        "--topology",
+        "v5e:2x2",
+        "--batch",
+        "128",
+        "--fast",
+        "--json",
+        str(out),
+    ]
     assert main(argv) == 0
     assert "v5e:2x2: compiling the field" in capsys.readouterr().out
     (entry,) = json.loads(Path(out).read_text())
