@@ -1,4 +1,4 @@
-"""The command line: `flowjax train | sample | evaluate | data | config | bench`.
+"""The command line: `flowjax train | sample | evaluate | data | config | bench | plan`.
 
 Each subcommand is a module with `run(argv) -> int`, imported when it is called, so that `flowjax --help` needs no JAX.
 What the user got wrong is raised as ValueError, TypeError, OSError (no such file, no permission, no space left) or
@@ -19,6 +19,7 @@ _COMMANDS = {
     "data": "look at a data set, or prepare it for large training",
     "config": "print a preset's configuration as JSON",
     "bench": "time flowjax beside the machine's limits",
+    "plan": "memory, time and collectives on a TPU slice, by its compiler, without a TPU",
 }
 
 _HELP = """usage: flowjax COMMAND [OPTIONS]

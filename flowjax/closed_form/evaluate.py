@@ -190,7 +190,7 @@ def _merge_parts(first: _Parts, second: _Parts) -> _Parts:
 def _merge_parts_across(parts: _Parts, axis_name: str) -> _Parts:
     """The collective form of `_merge_parts`; ties for the best row go to the lowest index."""
     fixed = lax.stop_gradient(parts.best_logit)
-    best = lax.pmax(fixed, axis_name)
+    best = algebra.max_across(fixed, axis_name)
     last = jnp.iinfo(jnp.int32).max
     index = lax.pmin(jnp.where(fixed == best, parts.best_index, last), axis_name)
     mine = (fixed == best) & (parts.best_index == index)
@@ -198,7 +198,7 @@ def _merge_parts_across(parts: _Parts, axis_name: str) -> _Parts:
         dense=algebra.merge_across(parts.dense, axis_name),
         remainder=algebra.merge_across(parts.remainder, axis_name),
         exact=algebra.merge_across(parts.exact, axis_name),
-        rest=lax.pmax(lax.stop_gradient(parts.rest), axis_name),
+        rest=algebra.max_across(lax.stop_gradient(parts.rest), axis_name),
         best_logit=lax.psum(jnp.where(mine, parts.best_logit, 0), axis_name),
         best_index=index,
     )

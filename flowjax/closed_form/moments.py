@@ -11,6 +11,7 @@ fixes the scale: derivatives treat it as a constant and flow through the sums.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +84,90 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 def merge_across(moments: Moments, axis_name: str) -> Moments:
     """Merge the moments that the devices along a mesh axis hold for their own rows."""
-    maximum = lax.pmax(lax.stop_gradient(moments.max), axis_name)
+    maximum = max_across(lax.stop_gradient(moments.max), axis_name)
     scaled = rescale(moments, maximum)
     sums = dataclasses.replace(scaled, max=jnp.zeros_like(maximum))
-    return dataclasses.replace(lax.psum(sums, axis_name), max=maximum)
+    return dataclasses.replace(sum_across(sums, axis_name), max=maximum)
+
+
+def max_across(value: jax.Array, axis_name: str) -> jax.Array:
+    """Largest float32 or float64 `value` [b] along a mesh axis; no derivative.
+
+    A TPU's compiler has no maximum of float64 across chips ("supported lowering only of Sum all reduce"), so there it
+    is found in float32 parts.
+    """
+    if value.dtype != jnp.float64:
+        return lax.pmax(value, axis_name)
+    whole = functools.partial(lax.pmax, axis_name=axis_name)
+    return lax.platform_dependent(
+        value, tpu=functools.partial(max_of_parts, axis_name=axis_name), default=whole
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def sum_across(tree, axis_name: str):
+    """Sum of a pytree of equal dtype along a mesh axis. Differentiated it is a plain `psum`.
+
+    For float64 a TPU's compiler gathers every chip's summand on every chip: memory and traffic grow with the number of
+    chips. There each chip sums a part of the entries for all, and the parts are put together again.
+    """
+    if any(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(tree)):
+        return lax.psum(tree, axis_name)
+    whole = functools.partial(lax.psum, axis_name=axis_name)
+    return lax.platform_dependent(
+        tree, tpu=functools.partial(sum_by_parts, axis_name=axis_name), default=whole
+    )
+
+
+@sum_across.defjvp
+def _sum_across_jvp(axis_name: str, primals, tangents):
+    (tree,), (tangent,) = primals, tangents
+    with jax.enable_x64(True):  # derivatives are taken outside the island that called `sum_across`
+        return sum_across(tree, axis_name), lax.psum(tangent, axis_name)
+
+
+def sum_by_parts(tree, axis_name: str):
+    """Sum of a pytree of float64 arrays along a mesh axis, sent as two float32: one all-to-all, one all-reduce."""
+    count, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+
+    def total(value):
+        flat = value.reshape(-1)
+        size = -(-flat.size // count)
+        parts = jnp.pad(flat, (0, size * count - flat.size)).reshape(count, size)
+        mine = jnp.sum(_whole(lax.all_to_all(_halves(parts), axis_name, 1, 1)), 0)
+        # All summands but one are zero, so the float32 sum is exact. (A gather is not known to be equal everywhere.)
+        place = jnp.arange(count, dtype=jnp.int32)[:, None] == index.astype(jnp.int32)
+        parts = _whole(lax.psum(jnp.where(place, _halves(mine)[:, None], 0), axis_name))
+        return parts.reshape(-1)[: flat.size].reshape(value.shape)
+
+    return jax.tree.map(total, tree)
+
+
+def _halves(value: jax.Array) -> jax.Array:
+    """float64 [...] as float32 [2, ...]: the nearest, and what is missing of it."""
+    high = value.astype(jnp.float32)
+    return jnp.stack([high, (value - high.astype(value.dtype)).astype(jnp.float32)])
+
+
+def _whole(halves: jax.Array) -> jax.Array:
+    """The inverse of `_halves`, to 48 bits."""
+    high, low = halves.astype(jnp.float64)
+    return high + low
+
+
+def max_of_parts(value: jax.Array, axis_name: str) -> jax.Array:
+    """Largest float64 `value` [b] along a mesh axis, by the maxima of float32 parts, the most significant first.
+
+    Three parts hold all of a float64, so that the result equals the largest value bit for bit.
+    """
+    total: jax.Array | float = 0.0
+    for _ in range(3):
+        part = value.astype(jnp.float32)
+        largest = lax.pmax(part, axis_name)
+        total = largest.astype(value.dtype) + total
+        rest = jnp.where(jnp.isfinite(part), value - part.astype(value.dtype), 0)
+        value = jnp.where(part == largest, rest, -jnp.inf)
+    return jnp.asarray(total)
 
 
 @typed

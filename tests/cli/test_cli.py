@@ -46,7 +46,7 @@ def test_help_needs_no_jax():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stderr.strip() == "0 set()"
-    for command in ("train", "sample", "evaluate", "data", "config", "bench"):
+    for command in ("train", "sample", "evaluate", "data", "config", "bench", "plan"):
         assert f"\n  {command} " in result.stdout
 
 

@@ -8,6 +8,7 @@ import pytest
 from support import normal
 
 import flowjax as fj
+from flowjax.closed_form import moments
 
 N, B, D = 104, 6, 12
 T = np.float32([0, 0.2, 0.5, 0.8, 0.95, 0.999])
@@ -107,3 +108,60 @@ def test_rows_over_two_axes_are_refused():
     data = jax.device_put(normal(0, N, D), jax.NamedSharding(mesh, jax.P(("a", "b"))))
     with pytest.raises(ValueError, match="several mesh axes"):
         fj.ClosedFormField(data)
+
+
+# -- how float64 is merged on a TPU, run on the CPU --------------------------------------------------
+
+
+def over_devices(function, *values):
+    """`function` of each device's slice [*] of values [8, *], the same on every device."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(
+        lambda *v: function(*(a[0] for a in v)), mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P()
+    )
+    return jax.jit(mapped)(*values)
+
+
+def test_maximum_of_float32_parts():
+    with jax.enable_x64(True):
+        values = np.random.default_rng(0).normal(size=(8, 5)) * 1e9
+        values[:, 1] = -np.inf
+        values[:3, 2] = -np.inf
+        values[:, 3] = 1 + np.arange(8) * 2.0**-40  # equal as float32
+        found = over_devices(lambda v: moments.max_of_parts(v, "data"), jax.numpy.asarray(values))
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, values.max(0))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (16, 3)])
+def test_sum_by_parts(shape):
+    with jax.enable_x64(True):
+        values = np.random.default_rng(1).normal(size=(8, *shape))
+
+        def total(v):
+            return moments.sum_by_parts({"a": v}, "data")["a"]
+
+        found = over_devices(total, jax.numpy.asarray(values))
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, values.sum(0), rtol=0, atol=1e-13)
+
+
+def test_field_merged_as_on_a_tpu(monkeypatch):
+    def here(*operands, tpu, default):
+        return tpu(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", here)
+    data = normal(2, N, D + 1)  # another shape than elsewhere: nothing compiled is there already
+    x = queries(data)
+    single, sharded = fj.ClosedFormField(data), fj.ClosedFormField(place(data))
+    expected, found = single.posterior(x, T), sharded.posterior(x, T)
+    for name, a, b in zip(expected._fields, expected, found, strict=True):
+        if name != "error_bound":
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+    def total(field, x):
+        return (field(x, T) ** 2).sum()
+
+    expected = jax.grad(total, 1)(single, x)
+    gradient = jax.grad(total, 1)(sharded, x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
