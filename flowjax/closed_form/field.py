@@ -12,14 +12,16 @@ from jax.typing import ArrayLike
 from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
-from .construct import Placement, as_rows, empty_classes, make_rows, placement
+from . import streamed
+from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
+from .sources import HostRows, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
 
-_BUILT_METHODS = ("auto", "dense")
+_BUILT_METHODS = ("auto", "dense", "streamed")
 _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
@@ -76,14 +78,18 @@ class ClosedFormField:
 
     Args:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
-            converted block by block. float64 NumPy arrays are rounded to float32.
+            converted block by block. float64 NumPy arrays are rounded to float32. For "streamed" also the path of a
+            `.npy` file, a `np.memmap`, or what `flowjax.data.stream` opens.
         path: Gaussian path.
-        method: "auto" and "dense" are built; the other names belong to later backends.
+        method: "auto" and "dense" are built, and "streamed", which leaves the rows on the host or on disk and reads
+            them block by block at every evaluation, the next block while the device works on the present one ("auto"
+            does so for paths and records); the other names belong to later backends. A streamed field works under
+            `jit`, `vmap` and `grad` too; keep it until the results are there.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
             to four times the time on a CPU, and a bound near the rounding of the result at every t.
-        block_size: rows handled at once; None chooses.
+        block_size: rows handled at once (streamed: read at once); None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
         labels: [n] integers 0..C−1, for queries restricted to a class.
         horizontal_flip: count the mirror image of every [height, width, channels] row as a point too.
@@ -91,6 +97,7 @@ class ClosedFormField:
 
     Raises:
         ValueError, TypeError: for data, weights, labels or options that make no sense, with the values.
+        RuntimeError: streamed, here or at an evaluation: a file that changed since the field was built.
 
     Reference: Bertrand, Gagneux, Massias, Emonet, "On the Closed-Form of Flow Matching", arXiv 2506.03719, eq. (4).
     """
@@ -111,13 +118,18 @@ class ClosedFormField:
         path = Linear() if path is None else path
         precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
-        data = as_rows(data)
+        stream = method == "streamed" or (method == "auto" and is_remote(data))
+        data = open_rows(data) if stream else as_rows(data)
+        check_rows(data)
         if horizontal_flip and data.ndim != 4:
             raise ValueError(
                 f"horizontal_flip needs data of shape [n, height, width, channels], got {data.shape}; "
                 "reshape the data or leave horizontal_flip=False"
             )
-        self._rows = make_rows(data, weights, labels, horizontal_flip)
+        if isinstance(data, HostRows):
+            self._rows = streamed.make_rows(data, weights, labels, horizontal_flip, block_size)
+        else:
+            self._rows = make_rows(data, weights, labels, horizontal_flip)
         self._static = _Static(
             path,
             method,
@@ -153,12 +165,12 @@ class ClosedFormField:
 
     @property
     def data(self) -> jax.Array:
-        """[n, *event] as stored."""
-        return self._rows.data
+        """[n, *event] as stored; of a streamed field, what it was built from."""
+        return streamed.given(self._rows.data)
 
     @property
     def labels(self) -> jax.Array | None:
-        return self._rows.labels
+        return None if self._rows.labels is None else streamed.given(self._rows.labels)
 
     @property
     def num_points(self) -> int:
@@ -209,6 +221,8 @@ class ClosedFormField:
     def _evaluate(self, x, t, labels, *, scalars: bool):
         x, t, labels, batch = self._check_queries(x, t, labels)
         flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
+        if streamed.is_streamed(self._rows):
+            flat = streamed.finish(self._rows, flat)
         d_shape = self.event_shape
 
         def unflatten(leaf):
@@ -287,7 +301,8 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     if axis is not None and axis in jax.sharding.get_abstract_mesh().manual_axes:
         mesh, axis = None, None  # already inside shard_map: the rows at hand are the data set
     local = rows.count // (1 if mesh is None else mesh.shape[axis])
-    block = min(local, static.block_size or _BLOCK_SIZE)
+    stream_block = streamed.block_rows(rows, static.block_size) if streamed.is_streamed(rows) else None
+    block = min(local, static.block_size or _BLOCK_SIZE, stream_block or local)
     settings = Settings(
         block_size=block,
         scalars=scalars,
@@ -296,7 +311,14 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         axis_name=axis,
     )
     return Plan(
-        static.path, settings, field.event_shape, static.horizontal_flip, static.tolerance, mesh, _TILE
+        static.path,
+        settings,
+        field.event_shape,
+        static.horizontal_flip,
+        static.tolerance,
+        mesh,
+        _TILE,
+        stream_block,
     )
 
 
