@@ -220,9 +220,10 @@ class ClosedFormField:
 
     def _evaluate(self, x, t, labels, *, scalars: bool):
         x, t, labels, batch = self._check_queries(x, t, labels)
-        flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
-        if streamed.is_streamed(self._rows):
-            flat = streamed.finish(self._rows, flat)
+        with streamed.reporting(self._rows):
+            flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
+            if streamed.is_streamed(self._rows):
+                jax.block_until_ready(flat)
         d_shape = self.event_shape
 
         def unflatten(leaf):

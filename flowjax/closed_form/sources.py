@@ -69,7 +69,7 @@ class HostRows:
 
     Attributes:
         name: what messages call it.
-        given: what the user gave.
+        given: an array of it, or what else the user gave.
         shape, dtype: of the whole array; `read` gives this dtype.
     """
 
@@ -164,10 +164,10 @@ def _open_npy(path: Path) -> HostRows:
         raise ValueError(f"{path} is not a .npy file of rows; extract the array and save it with np.save")
     if mapped.dtype == np.dtype("V2"):  # how NumPy stores a type it does not know
         mapped = mapped.view(jnp.bfloat16)
-    return _open_memmap(mapped, str(path))
+    return _open_memmap(mapped)
 
 
-def _open_memmap(array: np.memmap, given: Any = None) -> HostRows:
+def _open_memmap(array: np.memmap) -> HostRows:
     """The rows of the file under a map, which may be a part of it."""
     path = Path(os.fspath(array.filename))  # type: ignore[arg-type]
     if not array.flags.c_contiguous:
@@ -187,7 +187,7 @@ def _open_memmap(array: np.memmap, given: Any = None) -> HostRows:
         _read_into(path, rows.reshape(-1).view(np.uint8), offset + start * row_bytes)
         return rows
 
-    return HostRows(str(path), array if given is None else given, shape, dtype, fetch, lambda: _look(path))
+    return HostRows(str(path), array, shape, dtype, fetch, lambda: _look(path))
 
 
 def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:

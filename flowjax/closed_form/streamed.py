@@ -16,10 +16,11 @@ k + n/(k m) − 1 ≤ n/m.
 import contextlib
 import dataclasses
 import functools
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -38,6 +39,8 @@ from .sources import HostRows, OnHost, find, of_array
 BLOCK_BYTES = 2**26
 INNER = 512
 """Rows that the device handles at once inside a block, unless the user gave `block_size`."""
+
+_SAMPLE, _PIECE = 1024, 16
 
 _PATIENCE = 2.0
 """Seconds before a pass shows that it is going on."""
@@ -76,8 +79,8 @@ def make_rows(
     horizontal_flip: bool,
     block_size: int | None,
 ) -> Rows:
-    """What is computed once, in one pass over the data (two where it has to be centred); four bytes a row stay in
-    host memory, and four more each for weights and labels.
+    """What is computed once, in one pass over the data; four bytes a row stay in host memory, and four more each for
+    weights and labels.
 
     Raises:
         ValueError: as for data in memory.
@@ -138,16 +141,27 @@ def accumulate(
     return lax.scan(body, nothing, jnp.arange(-(-n // size), dtype=jnp.int32))[0]
 
 
-def finish(rows: Rows, result: Any) -> Any:
-    """Wait for a result that streams `rows`; a failure of its reading is raised as the one sentence it is."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(result)):
-        return result
+@contextlib.contextmanager
+def reporting(rows: Rows) -> Iterator[None]:
+    """Let a failure to read come out of a pass as the sentence that it is.
+
+    Out of compiled code it comes wrapped, as one of several types, and after a logged traceback.
+    """
+    held = rows.data.held if is_streamed(rows) else None  # type: ignore[union-attr]
+    if held is None:  # in memory, or inside somebody else's compiled function
+        yield
+        return
+    log = logging.getLogger("jax._src.callback")
+    silent, log.disabled = log.disabled, True
+    held.failure = None
     try:
-        return jax.block_until_ready(result)
-    except RuntimeError:
-        data: Any = rows.data
-        data.held.check()
-        raise
+        yield
+    except Exception:
+        if held.failure is None:
+            raise
+        raise held.failure from None
+    finally:
+        log.disabled = silent
 
 
 def _per_row(rows: Rows) -> tuple[Any, Any, Any, Any]:
@@ -186,7 +200,8 @@ class _Blocks:
         *,
         size: int,
     ):
-        self.given, self.check = data.given, data.check
+        self.given = data.given
+        self.failure: BaseException | None = None
         self.size = size
         self.count = -(-data.shape[0] // size)
         self._arrays = data, squares, log_weights, labels
@@ -204,7 +219,8 @@ class _Blocks:
             if step + 1 < self.count:
                 with self._lock:
                     self._next = step + 1, _background.submit(self._load, step + 1)
-        except BaseException:
+        except BaseException as error:
+            self.failure = error
             self._progress.stop()
             raise
         self._progress.update(step)
@@ -268,45 +284,35 @@ class _Progress:
 def _geometry(
     data: HostRows, horizontal_flip: bool, block_size: int | None
 ) -> tuple[jax.Array | None, np.ndarray, jax.Array]:
-    """What `construct._geometry` gives, block by block: centre or None, square norms, largest norm."""
-    total, squares, largest = _survey(data, None, block_size)
-    mean = total / data.shape[0]
+    """What `construct._geometry` gives: centre or None, square norms [n] float32, largest norm. One pass.
+
+    Any point near the mean is as good a centre as the mean, so the mean of a sample is taken.
+    """
+    sample = _sample(data)
+    mean = sample.mean(0)
     if horizontal_flip:
         mean = (mean + mean[:, ::-1]) / 2
-    # Mean square about the mean, and how far that is from the origin. NaN compares as False.
-    far = float(np.sum(mean**2))
     centre = None
-    if far > np.mean(squares, dtype=np.float64) - far:
+    if np.sum(mean**2) > np.mean(np.sum((sample - mean).reshape(len(sample), -1) ** 2, 1)):
         centre = jnp.asarray(mean.reshape(-1), jnp.float32)
-        _, squares, largest = _survey(data, centre, block_size)
-    return centre, squares, jnp.asarray(largest)
-
-
-def _survey(
-    data: HostRows, centre: jax.Array | None, block_size: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum of all rows [*event] float64, square norms about the centre [n] float32, largest norm [] float32."""
     squares = np.empty(data.shape[0], np.float32)
     size = block_rows(Rows(data, squares, None, None, *(None,) * 4), block_size)  # type: ignore[arg-type]
     blocks = _Blocks(data, size=size)
-    total = np.zeros(data.shape[1:], np.float64)
     largest = np.float32(0)
     for step in range(blocks.count):
-        block = jnp.asarray(blocks.read(step)[0])
-        start = min(step * blocks.size, data.shape[0] - blocks.size)
-        if centre is None:
-            with jax.enable_x64(True):
-                total += np.asarray(_sum(block, step * blocks.size - start))
-        norms, most = square_norms(block, centre)
-        squares[start : start + blocks.size] = norms
+        start = min(step * size, data.shape[0] - size)
+        norms, most = square_norms(jnp.asarray(blocks.read(step)[0]), centre)
+        squares[start : start + size] = norms
         largest = np.maximum(largest, most)  # NaN stays
-    return total, squares, largest
+    return centre, squares, jnp.asarray(largest)
 
 
-@jax.jit
-def _sum(block: jax.Array, first: int) -> jax.Array:
-    """Sum of rows first, first + 1, ..., in float64."""
-    with jax.enable_x64(True):
-        points = to_float(block).astype(jnp.float64)
-        new = jnp.arange(block.shape[0]) >= first
-        return jnp.sum(jnp.where(new.reshape(-1, *(1,) * (block.ndim - 1)), points, 0), 0)
+def _sample(data: HostRows) -> np.ndarray:
+    """Up to _SAMPLE rows as float64, in pieces from all over the data."""
+    n = data.shape[0]
+    pieces = -(-_SAMPLE // _PIECE)
+    if n <= _SAMPLE:
+        starts, length = [0], n
+    else:
+        starts, length = np.linspace(0, n - _PIECE, pieces).astype(int).tolist(), _PIECE
+    return np.concatenate([to_float(data.read(start, start + length)) for start in starts]).astype(np.float64)
