@@ -15,6 +15,7 @@ Figures are ratios inside one run; the whole result goes to benchmarks/results/N
 
 benchmarks:
   dense      speed beside the machine's product rate, the textbook version and the broadcast
+  streamed   rows read from a file against the same rows in memory; how much memory that takes
   accuracy   velocity error and certified bound against float64
   training   the target's share of a training step
   sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
@@ -29,9 +30,9 @@ example:
 class Bench:
     """The command's flags."""
 
-    name: Annotated[Literal["dense", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional] = (
-        "dense"
-    )
+    name: Annotated[
+        Literal["dense", "streamed", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional
+    ] = "dense"
     """Which one."""
     rounds: int | None = None
     """Timed rounds, of which medians are reported; each benchmark has its own default."""

@@ -183,10 +183,10 @@ def test_sources_that_make_no_sense(tmp_path):
     with pytest.raises(FileNotFoundError):
         fj.ClosedFormField(tmp_path / "missing.npy")
     (tmp_path / "text.npy").write_text("no rows")
-    with pytest.raises(ValueError, match="is not a .npy file"):
+    with pytest.raises(ValueError, match=r"is not a \.npy file"):
         fj.ClosedFormField(tmp_path / "text.npy")
     np.savez(tmp_path / "archive.npz", pixels())
-    with pytest.raises(ValueError, match="is not a .npy file"):
+    with pytest.raises(ValueError, match=r"is not a \.npy file"):
         fj.ClosedFormField(tmp_path / "archive.npz")
     np.save(tmp_path / "columns.npy", np.asfortranarray(normal(0, 20, 4)))
     with pytest.raises(ValueError, match="one after the other"):
