@@ -16,7 +16,7 @@ from . import streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
-from .sources import HostRows, is_remote, open_rows
+from .sources import HostRows, RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
@@ -81,9 +81,9 @@ class ClosedFormField:
             converted block by block. float64 NumPy arrays are rounded to float32. For "streamed" also the path of a
             `.npy` file, a `np.memmap`, or what `flowjax.data.stream` opens.
         path: Gaussian path.
-        method: "auto" and "dense" are built, and "streamed", which leaves the rows on the host or on disk and reads
-            them block by block at every evaluation, the next block while the device works on the present one ("auto"
-            does so for paths and records); the other names belong to later backends. A streamed field works under
+        method: "dense", or "streamed", which leaves the rows on the host or on disk and reads them block by block at
+            every evaluation, the next block while the device works on the present one. "auto" streams paths and
+            records and is "dense" for arrays; the other names belong to later backends. A streamed field works under
             `jit`, `vmap` and `grad` too; keep it until the results are there.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
@@ -97,14 +97,15 @@ class ClosedFormField:
 
     Raises:
         ValueError, TypeError: for data, weights, labels or options that make no sense, with the values.
-        RuntimeError: streamed, here or at an evaluation: a file that changed since the field was built.
+        RuntimeError: streamed, here or at an evaluation: a file that changed since the field was built. Inside a
+            compiled function of the caller's the same sentence comes in the error that JAX makes of it.
 
     Reference: Bertrand, Gagneux, Massias, Emonet, "On the Closed-Form of Flow Matching", arXiv 2506.03719, eq. (4).
     """
 
     def __init__(
         self,
-        data: ArrayLike,
+        data: RowSource,
         path: Path | None = None,
         *,
         method: Method = "auto",
@@ -119,17 +120,17 @@ class ClosedFormField:
         precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
         stream = method == "streamed" or (method == "auto" and is_remote(data))
-        data = open_rows(data) if stream else as_rows(data)
-        check_rows(data)
-        if horizontal_flip and data.ndim != 4:
+        stored = open_rows(data) if stream else as_rows(data)  # type: ignore[arg-type]
+        check_rows(stored)
+        if horizontal_flip and stored.ndim != 4:
             raise ValueError(
-                f"horizontal_flip needs data of shape [n, height, width, channels], got {data.shape}; "
+                f"horizontal_flip needs data of shape [n, height, width, channels], got {stored.shape}; "
                 "reshape the data or leave horizontal_flip=False"
             )
-        if isinstance(data, HostRows):
-            self._rows = streamed.make_rows(data, weights, labels, horizontal_flip, block_size)
+        if isinstance(stored, HostRows):
+            self._rows = streamed.make_rows(stored, weights, labels, horizontal_flip, block_size)
         else:
-            self._rows = make_rows(data, weights, labels, horizontal_flip)
+            self._rows = make_rows(stored, weights, labels, horizontal_flip)
         self._static = _Static(
             path,
             method,
@@ -137,7 +138,7 @@ class ClosedFormField:
             precision,
             block_size,
             horizontal_flip,
-            placement(data),
+            placement(stored),
             empty_classes(self._rows),
         )
 

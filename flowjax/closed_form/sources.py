@@ -12,14 +12,34 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 State = dict[str, int]
 """What identifies the present contents of files, by a name for people."""
+
+
+class RowReader(Protocol):
+    """Rows by number from wherever they are, such as what `flowjax.data.stream` opens."""
+
+    event_shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def num_points(self) -> int: ...
+
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """`image` [b, *event]."""
+        ...
+
+
+RowSource = ArrayLike | str | os.PathLike[str] | RowReader
+"""What a field can be built from."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -44,7 +64,7 @@ class OnHost:
         new.shape, new.dtype = aux
         (new.number,) = children
         known = isinstance(new.number, np.generic | np.ndarray | jax.Array) and np.ndim(new.number) == 0
-        known = known and not isinstance(new.number, jax.core.Tracer)
+        known = known and not isinstance(new.number, Tracer)
         new.held = _held.get(int(new.number)) if known else None
         return new
 
@@ -138,7 +158,7 @@ def open_rows(data: Any) -> HostRows:
         FileNotFoundError, ValueError: no such file, no `.npy` file, or columns before rows.
         TypeError: a value under a trace.
     """
-    if isinstance(data, jax.core.Tracer):
+    if isinstance(data, Tracer):
         raise TypeError('method="streamed" reads rows on the host; build the field outside jit')
     if isinstance(data, str | os.PathLike):
         return _open_npy(Path(data).expanduser())
@@ -164,7 +184,7 @@ def _open_npy(path: Path) -> HostRows:
         raise ValueError(f"{path} is not a .npy file of rows; extract the array and save it with np.save")
     if mapped.dtype == np.dtype("V2"):  # how NumPy stores a type it does not know
         mapped = mapped.view(jnp.bfloat16)
-    return _open_memmap(mapped)
+    return _open_memmap(mapped)  # type: ignore[arg-type]
 
 
 def _open_memmap(array: np.memmap) -> HostRows:
@@ -193,7 +213,7 @@ def _open_memmap(array: np.memmap) -> HostRows:
 def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:
     file = os.open(path, os.O_RDONLY)
     try:
-        view, done = memoryview(buffer), 0
+        view, done = buffer.data, 0
         while done < len(view):
             count = os.preadv(file, [view[done:]], offset + done)
             if count == 0:

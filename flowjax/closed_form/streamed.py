@@ -40,6 +40,9 @@ BLOCK_BYTES = 2**26
 INNER = 512
 """Rows that the device handles at once inside a block, unless the user gave `block_size`."""
 
+_MOST_POINTS = 2**30
+"""Row numbers, and the end of a last block, are int32."""
+
 _SAMPLE, _PIECE = 1024, 16
 
 _PATIENCE = 2.0
@@ -83,9 +86,15 @@ def make_rows(
     weights and labels.
 
     Raises:
-        ValueError: as for data in memory.
+        ValueError: as for data in memory, or more rows than int32 can number.
         RuntimeError: the file changed meanwhile.
     """
+    copies = 2 if horizontal_flip else 1
+    if data.shape[0] * copies >= _MOST_POINTS:
+        raise ValueError(
+            f"{data.name} has {data.shape[0] * copies} points, mirror images included; at most {_MOST_POINTS} can be "
+            "numbered, so split the data into several fields"
+        )
     rows = make_rows_with(
         data,  # type: ignore[arg-type]
         weights,
