@@ -342,12 +342,13 @@ def test_a_long_pass_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
 
 
 _MEMORY = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 import numpy as np
 import flowjax as fj
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # not ru_maxrss, which a new process inherits from the one that started it
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 x = np.zeros((2, 3072), np.float32)
 fj.ClosedFormField(np.zeros((3, 3072), np.uint8), method="streamed")(x, 0.5).block_until_ready()
@@ -358,6 +359,7 @@ print(json.dumps({"growth": peak() - before, "velocity": float(velocity.mean())}
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_stays_bounded(tmp_path):
     """1.2 GB of rows, all of them holes in the file: fewer than .6 GB come into memory."""
     path = tmp_path / "large.npy"
@@ -367,5 +369,5 @@ def test_memory_stays_bounded(tmp_path):
         [sys.executable, "-c", _MEMORY, str(path)], capture_output=True, text=True, check=True
     )
     result = json.loads(done.stdout)
-    assert result["growth"] < 6e8
+    assert 5e7 < result["growth"] < 6e8  # a block at least has been there
     assert result["velocity"] == pytest.approx(-2.0)  # every row is −1: (−1 − 0)/(1 − .5)
