@@ -1,9 +1,8 @@
 """Certified screening against the dense pass, time by time: speed, survivors, certificates.
 
-Pictures of CIFAR-10's shape, n = 50 000, b = 128, float32, Linear path, default tolerance. Queries lie on the path
-(t y + (1 − t) noise), the first part one time a batch, the last one with a uniform time each. Off-path queries stand for samples
-of a network: a data point blended with another one before the noise is added, so that no row is at their centre.
-Whole dopri5 trajectories start from noise.
+Pictures of CIFAR-10's shape, n = 50 000, b = 128, float32, Linear path, default tolerance. Queries lie on the path,
+t y + (1 − t) noise: one time a batch, then one batch with a uniform time each. Off-path queries stand for samples of a
+network: a data point blended with another one before the noise is added, so that no row is at their centre.
 
 `--data SOURCE` takes any source that `flowjax data` knows, for example `npz:cifar10.npz`; without it the pictures are
 drawn (sums of random waves with the spectrum 1/f² of natural images), which no screening was tuned on.

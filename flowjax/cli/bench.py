@@ -15,6 +15,7 @@ Figures are ratios inside one run; the whole result goes to benchmarks/results/N
 
 benchmarks:
   dense      speed beside the machine's product rate, the textbook version and the broadcast
+  streamed   rows read from a file against the same rows in memory; how much memory that takes
   accuracy   velocity error and certified bound against float64
   screened   certified screening against dense, time by time; --data SOURCE for pictures of your own
   training   the target's share of a training step
@@ -31,7 +32,8 @@ class Bench:
     """The command's flags."""
 
     name: Annotated[
-        Literal["dense", "screened", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional
+        Literal["dense", "screened", "streamed", "accuracy", "training", "sampling", "imports"],
+        tyro.conf.Positional,
     ] = "dense"
     """Which one."""
     rounds: int | None = None

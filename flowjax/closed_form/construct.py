@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from .dense import Rows
 from .moments import finite_max
 from .rows import to_float
+from .sources import HostRows
 
 _LARGEST_NORM = 1e12
 """Above it alpha²‖y‖²/(2 sigma²) leaves float32 at the last float32 time, sigma = 6e-8, and logits are infinite."""
@@ -24,6 +25,12 @@ def as_rows(data: ArrayLike) -> jax.Array:
     array = data if isinstance(data, jax.Array) else np.asarray(data)
     if array.dtype == np.float64:
         array = array.astype(np.float32)
+    check_rows(array)
+    return jnp.asarray(array)
+
+
+def check_rows(array: jax.Array | np.ndarray | HostRows) -> None:
+    """TypeError or ValueError unless dtype and shape can be those of a data set."""
     allowed = (jnp.uint8, jnp.bfloat16, jnp.float16, jnp.float32)
     if array.dtype not in [jnp.dtype(a) for a in allowed]:
         raise TypeError(
@@ -32,16 +39,18 @@ def as_rows(data: ArrayLike) -> jax.Array:
         )
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"data must have shape [n, *event] with at least one row, got shape {array.shape}")
-    return jnp.asarray(array)
 
 
-def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool) -> Rows:
-    """Everything that is computed once: norms, centre, log weights; placed like the data."""
+def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool, geometry=None) -> Rows:
+    """Everything that is computed once: norms, centre, log weights; placed like the data.
+
+    `geometry` replaces `_geometry` for data that is on no device.
+    """
     n = data.shape[0]
     if labels is not None:
         labels = _check_row_labels(labels, n)
     log_weights = None if weights is None else _log_weights(weights, n)
-    centre, squares, max_norm = _geometry(data, horizontal_flip)
+    centre, squares, max_norm = (geometry or _geometry)(data, horizontal_flip)
     if not isinstance(max_norm, Tracer) and not max_norm <= _LARGEST_NORM:
         raise ValueError(
             f"data holds NaN, inf, or rows of a norm above {_LARGEST_NORM:g}, whose squares leave float32 late in "
@@ -84,10 +93,10 @@ def _geometry(data: jax.Array, horizontal_flip: bool) -> tuple[jax.Array | None,
     """
     if not isinstance(data, Tracer):
         centre = _mean(data, horizontal_flip=horizontal_flip)
-        squares, max_norm = _square_norms(data, centre)
+        squares, max_norm = square_norms(data, centre)
         if bool(jnp.sum(centre**2) > jnp.mean(squares)):
             return centre, squares, max_norm
-    return None, *_square_norms(data, None)
+    return None, *square_norms(data, None)
 
 
 # Each of the two is one reduction, so that XLA converts and sums in one loop and makes no float64 copy of the data.
@@ -103,7 +112,7 @@ def _mean(data: jax.Array, *, horizontal_flip: bool) -> jax.Array:
 
 
 @jax.jit
-def _square_norms(data: jax.Array, centre: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def square_norms(data: jax.Array, centre: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Square norms about the centre [n] and their largest root rounded up; summed in float64."""
     with jax.enable_x64(True):
         points = to_float(data.reshape(data.shape[0], -1)).astype(jnp.float64)
@@ -160,8 +169,10 @@ def _log_weights(weights, n: int) -> jax.Array:
             return jnp.asarray(np.log(values) - np.log(values.max()))
 
 
-def placement(data: jax.Array) -> Placement | None:
+def placement(data: jax.Array | HostRows) -> Placement | None:
     """(mesh, axis name) if the rows lie split over one mesh axis, else None."""
+    if isinstance(data, HostRows):
+        return None
     sharding = None if isinstance(data, Tracer) else getattr(data, "sharding", None)
     if sharding is None:
         sharding = getattr(jax.typeof(data), "sharding", None)

@@ -27,6 +27,7 @@ The velocity error is |alpha' − sigma' alpha/sigma| times that of the mean, pl
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ from flowjax.paths import Path
 from flowjax.typing import Flat, Indices, PerQuery, Scalar, typed
 
 from . import moments as algebra
+from . import streamed
 from .dense import Query, Rows, Settings, stream, uses_direct_differences
 from .moments import Moments
 from .refine import candidate_moments, exact_logits
@@ -83,6 +85,7 @@ class Plan:
     tolerance: float
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None
     tile: int
+    stream_block: int | None = None
 
 
 @typed
@@ -187,6 +190,13 @@ def _merge_parts(first: _Parts, second: _Parts) -> _Parts:
     )
 
 
+def _no_parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
+    """What no rows contribute: the neutral element of `_merge_parts`."""
+    b = query.x.shape[0]
+    none = algebra.empty(b, rows.dimension, jnp.float64, scalars=plan.settings.scalars)
+    return _Parts(none, none, none, none.max, none.max, jnp.zeros(b, jnp.int32))
+
+
 def _merge_parts_across(parts: _Parts, axis_name: str) -> _Parts:
     """The collective form of `_merge_parts`; ties for the best row go to the lowest index."""
     fixed = lax.stop_gradient(parts.best_logit)
@@ -236,6 +246,11 @@ def _with_flips(plan: Plan, rows: Rows, query: Query) -> _Parts:
 
 
 def _all_parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
+    if plan.stream_block is not None:
+        one_block = functools.partial(_with_flips, plan)
+        return streamed.accumulate(
+            rows, query, plan.stream_block, one_block, _merge_parts, _no_parts(plan, rows, query)
+        )
     axis = plan.settings.axis_name
     if axis is None:
         return _with_flips(plan, rows, query)

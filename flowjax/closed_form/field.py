@@ -12,16 +12,18 @@ from jax.typing import ArrayLike
 from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
-from .construct import Placement, as_rows, empty_classes, make_rows, placement
+from . import streamed
+from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
 from .screen import can_screen, make_screen
 from .screened import evaluate_screened
+from .sources import HostRows, RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
 
-_BUILT_METHODS = ("auto", "dense", "screened")
+_BUILT_METHODS = ("auto", "dense", "screened", "streamed")
 _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
@@ -78,17 +80,20 @@ class ClosedFormField:
 
     Args:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
-            converted block by block. float64 NumPy arrays are rounded to float32.
+            converted block by block. float64 NumPy arrays are rounded to float32. For "streamed" also the path of a
+            `.npy` file, a `np.memmap`, or what `flowjax.data.stream` opens.
         path: Gaussian path.
         method: "dense" looks at every row. "screened" bounds the rows' weights and looks at those that may
-            matter: cheaper the later in time, at the price of tables of up to 1042 float32 a row built here;
-            where the tolerance cannot be certified so, a query is evaluated densely. "auto" is "dense" for now;
-            the other names belong to later backends.
+            matter: cheaper the later in time, at the price of tables of up to 1400 float32 a row built here;
+            where the tolerance cannot be certified so, a query is evaluated densely. "streamed" leaves the rows on the
+            host or on disk and reads them block by block at every evaluation, the next block while the device works
+            on the present one; it works under `jit`, `vmap` and `grad` too, and is to be kept until the results are
+            there. "auto" streams paths and records and is "dense" for arrays; the other names belong to later backends.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
             to four times the time on a CPU, and a bound near the rounding of the result at every t.
-        block_size: rows handled at once; None chooses.
+        block_size: rows handled at once (streamed: read at once); None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
         labels: [n] integers 0..C−1, for queries restricted to a class.
         horizontal_flip: count the mirror image of every [height, width, channels] row as a point too.
@@ -96,13 +101,15 @@ class ClosedFormField:
 
     Raises:
         ValueError, TypeError: for data, weights, labels or options that make no sense, with the values.
+        RuntimeError: streamed, here or at an evaluation: a file that changed since the field was built. Inside a
+            compiled function of the caller's the same sentence comes in the error that JAX makes of it.
 
     Reference: Bertrand, Gagneux, Massias, Emonet, "On the Closed-Form of Flow Matching", arXiv 2506.03719, eq. (4).
     """
 
     def __init__(
         self,
-        data: ArrayLike,
+        data: RowSource,
         path: Path | None = None,
         *,
         method: Method = "auto",
@@ -116,13 +123,18 @@ class ClosedFormField:
         path = Linear() if path is None else path
         precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
-        data = as_rows(data)
-        if horizontal_flip and data.ndim != 4:
+        stream = method == "streamed" or (method == "auto" and is_remote(data))
+        stored = open_rows(data) if stream else as_rows(data)  # type: ignore[arg-type]
+        check_rows(stored)
+        if horizontal_flip and stored.ndim != 4:
             raise ValueError(
-                f"horizontal_flip needs data of shape [n, height, width, channels], got {data.shape}; "
+                f"horizontal_flip needs data of shape [n, height, width, channels], got {stored.shape}; "
                 "reshape the data or leave horizontal_flip=False"
             )
-        self._rows = make_rows(data, weights, labels, horizontal_flip)
+        if isinstance(stored, HostRows):
+            self._rows = streamed.make_rows(stored, weights, labels, horizontal_flip, block_size)
+        else:
+            self._rows = make_rows(stored, weights, labels, horizontal_flip)
         self._static = _Static(
             path,
             method,
@@ -130,7 +142,7 @@ class ClosedFormField:
             precision,
             block_size,
             horizontal_flip,
-            placement(data),
+            placement(stored),
             empty_classes(self._rows),
         )
         self._screen = None
@@ -167,12 +179,12 @@ class ClosedFormField:
 
     @property
     def data(self) -> jax.Array:
-        """[n, *event] as stored."""
-        return self._rows.data
+        """[n, *event] as stored; of a streamed field, what it was built from."""
+        return streamed.given(self._rows.data)
 
     @property
     def labels(self) -> jax.Array | None:
-        return self._rows.labels
+        return None if self._rows.labels is None else streamed.given(self._rows.labels)
 
     @property
     def num_points(self) -> int:
@@ -222,7 +234,10 @@ class ClosedFormField:
 
     def _evaluate(self, x, t, labels, *, scalars: bool):
         x, t, labels, batch = self._check_queries(x, t, labels)
-        flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
+        with streamed.reporting(self._rows):
+            flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
+            if streamed.is_streamed(self._rows):
+                jax.block_until_ready(flat)
         d_shape = self.event_shape
 
         def unflatten(leaf):
@@ -301,7 +316,8 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     if axis is not None and axis in jax.sharding.get_abstract_mesh().manual_axes:
         mesh, axis = None, None  # already inside shard_map: the rows at hand are the data set
     local = rows.count // (1 if mesh is None else mesh.shape[axis])
-    block = min(local, static.block_size or _BLOCK_SIZE)
+    stream_block = streamed.block_rows(rows, static.block_size) if streamed.is_streamed(rows) else None
+    block = min(local, static.block_size or _BLOCK_SIZE, stream_block or local)
     settings = Settings(
         block_size=block,
         scalars=scalars,
@@ -310,7 +326,14 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         axis_name=axis,
     )
     return Plan(
-        static.path, settings, field.event_shape, static.horizontal_flip, static.tolerance, mesh, _TILE
+        static.path,
+        settings,
+        field.event_shape,
+        static.horizontal_flip,
+        static.tolerance,
+        mesh,
+        _TILE,
+        stream_block,
     )
 
 

@@ -1,0 +1,246 @@
+"""Rows that stay where they are, in host memory or on disk, and are read a range at a time.
+
+A file is read with `pread`, not through a mapping: mapped pages count as the process's own memory, and touching one
+behind the end of a file that has shrunk kills the process. What a file looked like when it was opened (size,
+modification time, inode) is compared before and after every read.
+"""
+
+import dataclasses
+import itertools
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+State = dict[str, int]
+"""What identifies the present contents of files, by a name for people."""
+
+
+class RowReader(Protocol):
+    """Rows by number from wherever they are, such as what `flowjax.data.stream` opens."""
+
+    event_shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def num_points(self) -> int: ...
+
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """`image` [b, *event]."""
+        ...
+
+
+RowSource = ArrayLike | str | os.PathLike[str] | RowReader
+"""What a field can be built from."""
+
+
+@jax.tree_util.register_pytree_node_class
+class OnHost:
+    """What stands in a pytree for something on the host that has the shape of an array.
+
+    Its one leaf is a number, by which a callback finds the object again. So compiled functions depend on shape and
+    dtype only, are shared by all data sets that have these, and keep none of them alive: whoever holds this does.
+    """
+
+    def __init__(self, held: Any, shape: tuple[int, ...], dtype: Any):
+        self.held, self.shape, self.dtype = held, tuple(shape), np.dtype(dtype)
+        self.number = np.int32(next(_numbers))
+        _held[int(self.number)] = self.held
+
+    def tree_flatten(self):
+        return (self.number,), (self.shape, self.dtype)
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        new = object.__new__(cls)
+        new.shape, new.dtype = aux
+        (new.number,) = children
+        known = isinstance(new.number, np.generic | np.ndarray | jax.Array) and np.ndim(new.number) == 0
+        known = known and not isinstance(new.number, Tracer)
+        new.held = _held.get(int(new.number)) if known else None
+        return new
+
+
+_numbers = itertools.count()
+_held: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def find(number: int) -> Any:
+    """What the `OnHost` of this number holds."""
+    try:
+        return _held[number]
+    except KeyError:
+        raise RuntimeError(
+            "a streamed field was deleted before its result was there; keep it until then"
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class HostRows:
+    """An array [n, *event] outside the device.
+
+    Attributes:
+        name: what messages call it.
+        given: an array of it, or what else the user gave.
+        shape, dtype: of the whole array; `read` gives this dtype.
+    """
+
+    name: str
+    given: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    _fetch: Callable[[int, int], np.ndarray]
+    _state: Callable[[], State] = dict
+    _opened: State = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        if self.dtype == np.float64:
+            object.__setattr__(self, "dtype", np.dtype(np.float32))
+        object.__setattr__(self, "_opened", self._state())
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), [stop − start, *event].
+
+        Raises:
+            RuntimeError: the file is not what it was when it was opened.
+        """
+        self.check()
+        try:
+            rows = self._fetch(start, stop)
+        except (OSError, ValueError) as error:
+            self.check()
+            raise RuntimeError(f"{self.name} cannot be read: {error}") from error
+        self.check()
+        return np.ascontiguousarray(rows, self.dtype)
+
+    def check(self) -> None:
+        """RuntimeError if the contents have changed since they were opened."""
+        try:
+            now = self._state()
+        except OSError as error:
+            raise RuntimeError(
+                f"{self.name} can no longer be read ({error.strerror}); a field streams it at every evaluation"
+            ) from None
+        for what in self._opened | now:
+            before, after = self._opened.get(what), now.get(what)
+            if before != after:
+                raise RuntimeError(
+                    f"{self.name} changed after the field was built: {what} was {before}, is {after}; "
+                    "build the field again"
+                )
+
+
+def is_remote(data: Any) -> bool:
+    """Whether data is no array but a place that rows can be read from: a path, or a record data set."""
+    return isinstance(data, str | os.PathLike) or (hasattr(data, "num_points") and hasattr(data, "rows"))
+
+
+def open_rows(data: Any) -> HostRows:
+    """A path to a `.npy` file, a memory map, an array, or what `flowjax.data.stream` gives, as `HostRows`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no `.npy` file, or columns before rows.
+        TypeError: a value under a trace.
+    """
+    if isinstance(data, Tracer):
+        raise TypeError('method="streamed" reads rows on the host; build the field outside jit')
+    if isinstance(data, str | os.PathLike):
+        return _open_npy(Path(data).expanduser())
+    if is_remote(data):
+        return _open_records(data)
+    if isinstance(data, np.memmap) and data.filename is not None and data.mode != "c":
+        return _open_memmap(data)  # a copy-on-write map may hold what its file does not
+    return of_array(np.asarray(data), data)
+
+
+def of_array(array: np.ndarray, given: Any = None) -> HostRows:
+    """An array in host memory; not copied."""
+    given = array if given is None else given
+    return HostRows("the data", given, array.shape, array.dtype, lambda start, stop: array[start:stop])
+
+
+def _open_npy(path: Path) -> HostRows:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a .npy file of rows: {error}") from None
+    if not isinstance(mapped, np.memmap):
+        raise ValueError(f"{path} is not a .npy file of rows; extract the array and save it with np.save")
+    if mapped.dtype == np.dtype("V2"):  # how NumPy stores a type it does not know
+        mapped = mapped.view(jnp.bfloat16)
+    return _open_memmap(mapped)  # type: ignore[arg-type]
+
+
+def _open_memmap(array: np.memmap) -> HostRows:
+    """The rows of the file under a map, which may be a part of it."""
+    path = Path(os.fspath(array.filename))  # type: ignore[arg-type]
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"the rows of {path} do not lie one after the other (shape {array.shape}, strides {array.strides}); "
+            "save them with np.save(file, np.ascontiguousarray(rows))"
+        )
+    # A slice of a map keeps the offset of the whole: only addresses tell where it begins.
+    pages = np.frombuffer(array._mmap, np.uint8)  # type: ignore[attr-defined]
+    first_page = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    offset = array.ctypes.data - pages.ctypes.data + first_page
+    shape, dtype = array.shape, array.dtype
+    row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+
+    def fetch(start: int, stop: int) -> np.ndarray:
+        rows = np.empty((stop - start, *shape[1:]), dtype)
+        _read_into(path, rows.reshape(-1).view(np.uint8), offset + start * row_bytes)
+        return rows
+
+    return HostRows(str(path), array, shape, dtype, fetch, lambda: _look(path))
+
+
+def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        view, done = buffer.data, 0
+        while done < len(view):
+            count = os.preadv(file, [view[done:]], offset + done)
+            if count == 0:
+                raise OSError(f"it ends {len(view) - done} bytes early")
+            done += count
+    finally:
+        os.close(file)
+
+
+def _open_records(records: Any) -> HostRows:
+    """Rows decoded record by record. `records`: `num_points`, `event_shape`, `dtype`, `rows(index)["image"]`."""
+    directory = getattr(records, "directory", None)
+    shape = (records.num_points, *records.event_shape)
+
+    def fetch(start: int, stop: int) -> np.ndarray:
+        return records.rows(np.arange(start, stop))["image"]
+
+    def state() -> State:
+        if directory is None:
+            return {}
+        files = sorted(path for path in Path(directory).iterdir() if path.is_file())
+        return {f"{what} of {path.name}": value for path in files for what, value in _look(path).items()}
+
+    name = str(directory) if directory is not None else "the data"
+    return HostRows(name, records, shape, np.dtype(records.dtype), fetch, state)
+
+
+def _look(path: Path) -> State:
+    found = os.stat(path)
+    return {"size": found.st_size, "modification time": found.st_mtime_ns, "inode": found.st_ino}
