@@ -28,7 +28,8 @@ The velocity error is |alpha' − sigma' alpha/sigma| times that of the mean, pl
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,8 @@ from . import streamed
 from .dense import Query, Rows, Settings, stream, uses_direct_differences
 from .moments import Moments
 from .refine import candidate_moments, exact_logits
+
+Result = TypeVar("Result")
 
 RELEVANT = 40.0
 """Rows more than this many nats below the best weigh less than 5e-18 each: beyond any rounding considered."""
@@ -519,7 +522,7 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
     return in_tiles(plan, tile, x, t, labels)
 
 
-def in_tiles(plan: Plan, tile, x: Flat, t: PerQuery, labels: Indices | None) -> Evaluation:
+def in_tiles(plan: Plan, tile: Callable[..., Result], x: Flat, t: PerQuery, labels: Indices | None) -> Result:
     """Apply `tile` to at most `plan.tile` queries at a time."""
     b = x.shape[0]
     if b <= plan.tile:

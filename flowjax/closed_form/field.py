@@ -16,9 +16,10 @@ from . import streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
+from .explain import Explanation
 from .screen import can_screen, make_screen
-from .screened import evaluate_screened
-from .sources import HostRows, RowSource, is_remote, open_rows
+from .screened import Course, course_of, evaluate_screened
+from .sources import HostRows, OnHost, RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
@@ -232,6 +233,40 @@ class ClosedFormField:
         """Everything about the posterior, in the same single pass. Arguments and errors as for a call."""
         return Posterior(*self._evaluate(x, t, labels, scalars=True))
 
+    def explain(self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None) -> Explanation:
+        """What an evaluation at these queries does: how many rows were looked at, and the bound. Evaluates them.
+
+        Arguments and errors as for a call; not for use under a trace.
+        """
+        posterior = self.posterior(x, t, labels)
+        size = np.linalg.norm(
+            np.asarray(posterior.velocity, np.float64).reshape(posterior.variance.size, -1), axis=1
+        )
+        bound = np.asarray(posterior.error_bound, np.float64)
+        x, t, labels, batch = self._check_queries(x, t, labels)
+        everything = np.ones(batch, bool), *(np.zeros((3, *batch), np.int32))
+        if self._screen is not None:
+            course = jax.tree.map(
+                lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels)
+            )
+            everything = ~course.holds, *course[1:]
+        dense, columns, survivors, evaluated = everything
+        method = "dense" if self._screen is None else "screened"
+        method = "streamed" if isinstance(self._rows.data, OnHost) else method
+        return Explanation(
+            method="streamed"
+            if isinstance(self._rows.data, OnHost)
+            else "dense"
+            if self._screen is None
+            else "screened",
+            num_points=self.num_points * (2 if self.horizontal_flip else 1),
+            dense=dense,
+            columns=columns,
+            survivors=survivors,
+            evaluated=np.where(dense, 0, evaluated),
+            relative_bound=bound / np.maximum(size.reshape(batch), np.finfo(np.float32).tiny),
+        )
+
     def _evaluate(self, x, t, labels, *, scalars: bool):
         x, t, labels, batch = self._check_queries(x, t, labels)
         with streamed.reporting(self._rows):
@@ -359,6 +394,14 @@ def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Ev
 
 
 _evaluate_jit = jax.jit(_evaluate_flat, static_argnames=("scalars",))
+
+
+def _course(field: ClosedFormField, x, t, labels) -> Course:
+    assert field._screen is not None
+    return course_of(_plan(field, x.shape[0], True), field._screen, field._rows, x, t, labels)
+
+
+_course_jit = jax.jit(_course)
 
 
 def _check_options(path, method, tolerance, precision, block_size) -> None:

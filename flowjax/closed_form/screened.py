@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Flat, Indices, PerQuery
+from flowjax.typing import Array, Bool, Flat, Indices, PerQuery
 
 from . import moments as algebra
 from .bounds import (
@@ -186,8 +186,17 @@ def _in_chunks(function, arguments, size: int):
     return results[0] if len(results) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
 
-def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[Evaluation, jax.Array]:
-    """Evaluation of a tile, and which queries it holds for. Inside the float64 island."""
+class Course(NamedTuple):
+    """How a tile went, [b]: which queries screening holds for, coordinates of the last pass, rows left, evaluated."""
+
+    holds: Bool[Array, "b"]
+    columns: Indices
+    survivors: Indices
+    evaluated: Indices
+
+
+def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[Evaluation, Course]:
+    """Evaluation of a tile, and what came of it. Inside the float64 island."""
     path, b = plan.path, x.shape[0]
     x, t = x.astype(jnp.float64), t.astype(jnp.float64)
     schedule = Schedule(path.alpha(t), path.sigma(t), path.alpha_dot(t), path.sigma_dot(t))
@@ -232,7 +241,15 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[
     holds = complete & (bound <= plan.tolerance * query_norm(result.velocity))
     if plan.settings.scalars:
         result = result._replace(argmax=index, error_bound=bound)
-    return result, holds
+    columns = jnp.asarray([screen.near.levels[0], *screen.far.levels, 0], jnp.int32)[state.level]
+    per_query = (leaf.reshape(b, copies) for leaf in (columns, state.found.pooled, state.found.evaluated))
+    columns, survivors, evaluated = per_query
+    return result, Course(
+        holds,
+        jnp.max(columns, 1),
+        jnp.sum(survivors, 1, dtype=jnp.int32),
+        jnp.sum(evaluated, 1, dtype=jnp.int32),
+    )
 
 
 def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, holds) -> Evaluation:
@@ -277,6 +294,16 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
     return chunks(_DENSE_CHUNK, carry)[1]
 
 
+def course_of(plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None) -> Course:
+    """What `evaluate_screened` does with the same arguments, before the dense pass takes what is left."""
+
+    def tile(x, t, labels):
+        with jax.enable_x64(True):
+            return _screen_tile(plan, screen, rows, x, t, labels)[1]
+
+    return in_tiles(dataclasses.replace(plan, tile=TILE), tile, x, t, labels)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def evaluate_screened(
     plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None
@@ -286,12 +313,12 @@ def evaluate_screened(
 
     def tile(x, t, labels):
         with jax.enable_x64(True):
-            result, holds = _screen_tile(plan, screen, rows, x, t, labels)
+            result, course = _screen_tile(plan, screen, rows, x, t, labels)
             result = jax.tree.map(
                 lambda leaf: leaf.astype(x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
                 result,
             )
-            return _with_fallback(plan, rows, x, t, labels, result, holds)
+            return _with_fallback(plan, rows, x, t, labels, result, course.holds)
 
     return in_tiles(tile_plan, tile, x, t, labels)
 

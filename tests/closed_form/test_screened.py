@@ -133,3 +133,16 @@ def test_sharded_data_is_refused():
     data = jax.device_put(normal(0, 64, 20), jax.NamedSharding(mesh, jax.P("data")))
     with pytest.raises(ValueError, match="sharded over a mesh"):
         fj.ClosedFormField(data, method="screened")
+
+
+def test_explain_tells_how_queries_were_evaluated():
+    data, t = normal(0, 1301, 64), np.repeat(np.float32([0.0, 0.95]), 3)
+    field = fj.ClosedFormField(data, method="screened")
+    report = field.explain(on_path(data, normal(1, 6, 64), t), t)
+    assert report.dense.tolist() == [True] * 3 + [False] * 3  # at t = 0 every row weighs the same
+    assert report.evaluated[3:].min() >= 1
+    assert report.evaluated.max() < 100
+    assert report.columns[3:].min() > 0
+    assert report.relative_bound[3:].max() <= 1e-5
+    assert "3 by the dense pass, 3 by screening" in str(report)
+    assert "'dense'" in str(fj.ClosedFormField(data, method="dense").explain(data[:2], 0.5))
