@@ -19,7 +19,7 @@ from .evaluate import Evaluation, Plan, evaluate
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
 
-_BUILT_METHODS = ("auto", "dense")
+_BUILT_METHODS = ("auto", "dense", "pallas_tpu")
 _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
@@ -78,7 +78,9 @@ class ClosedFormField:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
             converted block by block. float64 NumPy arrays are rounded to float32.
         path: Gaussian path.
-        method: "auto" and "dense" are built; the other names belong to later backends.
+        method: "auto" is "dense" today. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions, above
+            which XLA's two products are as good and do it; off a TPU the kernel is interpreted, which is for tests.
+            The other names belong to later backends.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
@@ -287,13 +289,19 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     if axis is not None and axis in jax.sharding.get_abstract_mesh().manual_axes:
         mesh, axis = None, None  # already inside shard_map: the rows at hand are the data set
     local = rows.count // (1 if mesh is None else mesh.shape[axis])
-    block = min(local, static.block_size or _BLOCK_SIZE)
+    backend, block = "dense", min(local, static.block_size or _BLOCK_SIZE)
+    if static.method == "pallas_tpu":
+        from . import pallas_tpu  # imports Pallas, which nobody else needs
+
+        if rows.dimension <= pallas_tpu.MAX_DIMENSION:
+            backend, block = "pallas_tpu", pallas_tpu.block_size(local, rows.dimension, static.block_size)
     settings = Settings(
         block_size=block,
         scalars=scalars,
         num_candidates=min(_NUM_CANDIDATES, block),
         precision=static.precision,
         axis_name=axis,
+        backend=backend,
     )
     return Plan(
         static.path, settings, field.event_shape, static.horizontal_flip, static.tolerance, mesh, _TILE
@@ -330,6 +338,10 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
             f"method={method!r} is not built yet; use method='dense', which is exact on every platform"
         )
     check_choice("precision", precision, get_args(Precision))
+    if method == "pallas_tpu" and precision != "float32":
+        raise ValueError(
+            f"method='pallas_tpu' computes in float32; for precision={precision!r} use method='dense'"
+        )
     if not isinstance(tolerance, int | float | np.number) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)

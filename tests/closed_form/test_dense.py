@@ -12,7 +12,7 @@ SCALARS = ("log_density", "entropy", "effective_sample_size", "max_weight", "var
 
 def check(data, x, t, *, path=None, query_labels=None, tolerance=2e-6, **options):
     """Velocity, mean and every scalar against the oracle; no bound broken. Returns the posterior."""
-    engine = {k: options.pop(k) for k in ("block_size", "precision") if k in options}
+    engine = {k: options.pop(k) for k in ("block_size", "precision", "method") if k in options}
     field = fj.ClosedFormField(data, path, **options, **engine)
     posterior = field.posterior(x, t, query_labels)
     expected = oracle_posterior(data, x, t, path, query_labels=query_labels, **options)
