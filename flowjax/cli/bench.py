@@ -19,6 +19,7 @@ benchmarks:
   training   the target's share of a training step
   sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
   imports    seconds to import flowjax beside jax and flax
+  pallas     the TPU kernel beside XLA, by the TPU compiler alone
 
 example:
   flowjax bench dense
@@ -29,9 +30,9 @@ example:
 class Bench:
     """The command's flags."""
 
-    name: Annotated[Literal["dense", "accuracy", "training", "sampling", "imports"], tyro.conf.Positional] = (
-        "dense"
-    )
+    name: Annotated[
+        Literal["dense", "accuracy", "training", "sampling", "imports", "pallas"], tyro.conf.Positional
+    ] = "dense"
     """Which one."""
     rounds: int | None = None
     """Timed rounds, of which medians are reported; each benchmark has its own default."""

@@ -57,7 +57,7 @@ def tiles(num_queries: int, dimension: int, block_size: int) -> tuple[int, int]:
 
 def block_size(num_rows: int, dimension: int, requested: int | None) -> int:
     """Rows of a block, for `Settings`: a multiple of 128 where there are as many rows."""
-    size = requested or (1024 if dimension <= 128 else 512)
+    size = requested or (1024 if dimension <= 128 else 512 if dimension <= 512 else 256)
     return min(max(size // LANES, 1), max(num_rows // LANES, 1)) * LANES if num_rows >= LANES else num_rows
 
 
@@ -306,6 +306,6 @@ def _result(shape, dtype, axis_name: str | None) -> jax.ShapeDtypeStruct:
 
 def _vary(value: jax.Array, axis_name: str | None) -> jax.Array:
     """Inside shard_map, mark what all devices share as differing, like the rows beside it."""
-    if axis_name in jax.typeof(value).vma:
+    if axis_name in jax.typeof(value).manual_axis_type.varying:
         return value
     return lax.pcast(value, axis_name, to="varying")
