@@ -79,6 +79,7 @@ def _compile_elsewhere(arguments: tuple[object, ...]) -> dict[str, Any]:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip for two processes to fight over
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
         }
         command = [sys.executable, "-m", "benchmarks.pallas", folder, *map(str, arguments)]
@@ -117,7 +118,9 @@ def compile_one(folder: str, version: str, chip: str, b: int, d: int, dtype: str
         cycles, result = sum(_cycles(text).values()), {}
         if fused:  # for which the compiler states no cycles
             bundles, use = _schedule(folder, "online-softmax")
-            steps = math.prod(-(-size // int(tile)) for size, tile in zip((b, n), fused.groups(), strict=True))
+            steps = math.prod(
+                -(-size // int(tile)) for size, tile in zip((b, n), fused.groups(), strict=True)
+            )
             result = {"fused_bundles": bundles, "fused_steps": steps, "utilisation": use}
             cycles += bundles * steps
         return {"loop_cycles": cycles, "outside_cycles": 0} | result
@@ -219,7 +222,11 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         return f"{part['loop_cycles'] / 1e6:.2f} + {part['outside_cycles'] / 1e6:.2f}"
 
     def use(part):
-        return " / ".join(f"{part['utilisation'][unit]:.2f}" for unit in UNITS) if part.get("utilisation") else ""
+        return (
+            " / ".join(f"{part['utilisation'][unit]:.2f}" for unit in UNITS)
+            if part.get("utilisation")
+            else ""
+        )
 
     def ratio(case):
         totals = [

@@ -90,7 +90,7 @@ def _dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
 def _kernel(settings: Settings, num_rows: int, refs: dict[str, Any], out: dict[str, Any]) -> None:
     """One query tile against one row block; the outputs are the accumulators."""
     step = pl.program_id(1)
-    tile, (size, dimension) = out["max"].shape[0], refs["data"].shape
+    size, dimension = refs["data"].shape
 
     @pl.when(step == 0)
     def _():
@@ -141,7 +141,6 @@ def _kernel(settings: Settings, num_rows: int, refs: dict[str, Any], out: dict[s
         rows = jnp.concatenate(pieces[: len(pieces) - k] if len(pieces) > 1 else pieces)
         name = f"sum{k}"
         out[name][...] = scale * out[name][...] + _dot(weight, rows, 1)
-    del tile
 
 
 def _points(refs: dict[str, Any], seen) -> jax.Array:
@@ -154,7 +153,7 @@ def _points(refs: dict[str, Any], seen) -> jax.Array:
         points = to_float(block)
     if "centre" in refs:
         points = points - refs["centre"][...]
-    size, dimension = points.shape
+    dimension = points.shape[1]
     columns = points.T
     columns = jnp.where(lax.broadcasted_iota(jnp.int32, columns.shape, 1) < seen, columns, 0)
     padding = _round_up(dimension, _PACKING) - dimension
