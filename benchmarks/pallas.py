@@ -2,8 +2,9 @@
 
 Three versions of one float32-grade pass over n = 50 176 rows: the kernel of `method="pallas_tpu"`, the dense pass with
 the same results (moments and candidates), and the textbook's two products with a softmax between (the mean only, no
-certificate; the logits in memory), of which XLA makes a product and a fused online softmax of its own. Every one is compiled in a process of its own for a chip that need not be there (`pip install
-libtpu`, of the release that `jax[tpu]` asks for).
+certificate; the logits in memory), of which XLA makes a product and a fused online softmax of its own. Every one is
+compiled in a process of its own for a chip that need not be there (`pip install libtpu`, of the release that
+`jax[tpu]` asks for).
 
 What is compared are two different models. For the kernel: instruction bundles of a grid step in the compiler's final
 schedule, one a cycle, times the number of steps; waits for memory are not in it. For XLA's fusions: the compiler's
@@ -113,7 +114,7 @@ def compile_one(folder: str, version: str, chip: str, b: int, d: int, dtype: str
     n = NUM_POINTS
     data = array(n, d, dtype=dtype)
     if version == "two products":
-        text = jax.jit(_two_products).lower(array(b, d), array(b), data, array(n)).compile().as_text()
+        text = jax.jit(_two_products).lower(array(b, d), array(b), data, array(n)).compile().as_text() or ""
         fused = re.search(r'custom-call\(.*custom_call_target="tpu_custom_call".*tiling="(\d+),(\d+)"', text)
         cycles, result = sum(_cycles(text).values()), {}
         if fused:  # for which the compiler states no cycles
@@ -129,7 +130,7 @@ def compile_one(folder: str, version: str, chip: str, b: int, d: int, dtype: str
     backend = "pallas_tpu" if version == "kernel" else "dense"
     size = pallas_tpu.block_size(n, d, None) if version == "kernel" else BLOCK
     settings = dense.Settings(size, False, 16, "float32", backend=backend)
-    text = jax.jit(dense.stream, static_argnums=0).lower(settings, query, rows).compile().as_text()
+    text = jax.jit(dense.stream, static_argnums=0).lower(settings, query, rows).compile().as_text() or ""
     by_computation = _cycles(text)
     if version == "kernel":
         tile, size = pallas_tpu.tiles(b, d, settings.block_size)

@@ -182,10 +182,9 @@ def _left(x: jax.Array, exact_rows: bool) -> tuple[jax.Array, jax.Array]:
 
 def _square_differences(refs: dict[str, Any], points: jax.Array) -> jax.Array:
     """‖x − alpha y‖², [bq, bn], one dimension after the other."""
-    x, alpha, total = refs["x"][...], refs["alpha"][...], 0
-    for k in range(refs["data"].shape[1]):
-        total += (x[:, k : k + 1] - alpha * points[k : k + 1]) ** 2
-    return total
+    x, alpha = refs["x"][...], refs["alpha"][...]
+    terms = [(x[:, k : k + 1] - alpha * points[k : k + 1]) ** 2 for k in range(refs["data"].shape[1])]
+    return functools.reduce(jnp.add, terms)
 
 
 def _fold(values: jax.Array) -> jax.Array:
@@ -291,7 +290,9 @@ def _stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Cand
         scalars = Scalars(total("logit"), total("square"), total("squared"))
     # Smallest parts first.
     parts = [out[f"sum{k}"].reshape(b, -1, depth) for k in (2, 1, 0)]
-    weighted = sum(part[:, k] for part in parts for k in reversed(range(part.shape[1])))
+    weighted = functools.reduce(
+        jnp.add, [part[:, k] for part in parts for k in reversed(range(part.shape[1]))]
+    )
     moments = Moments(out["max"][:, 0], total("normaliser"), weighted[:, :d], scalars)
     return moments, dense.select(settings, out["best"], out["where"], out["second"])
 
