@@ -79,7 +79,7 @@ class ClosedFormField:
             converted block by block. float64 NumPy arrays are rounded to float32.
         path: Gaussian path.
         method: "auto" is "dense" today. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions, above
-            which XLA's two products are as good and do it; off a TPU the kernel is interpreted, which is for tests.
+            which, and for sharded rows, XLA's two products do it; off a TPU the kernel is interpreted, which is for tests.
             The other names belong to later backends.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
@@ -293,7 +293,9 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     if static.method == "pallas_tpu":
         from . import pallas_tpu  # imports Pallas, which nobody else needs
 
-        if rows.dimension <= pallas_tpu.MAX_DIMENSION:
+        # Interpreted, the kernel fails shard_map's check of varying axes: sharded rows are left to XLA.
+        sharded = axis is not None or jax.sharding.get_abstract_mesh().manual_axes
+        if rows.dimension <= pallas_tpu.MAX_DIMENSION and not sharded:
             backend, block = "pallas_tpu", pallas_tpu.block_size(local, rows.dimension, static.block_size)
     settings = Settings(
         block_size=block,
