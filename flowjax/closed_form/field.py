@@ -78,9 +78,9 @@ class ClosedFormField:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
             converted block by block. float64 NumPy arrays are rounded to float32.
         path: Gaussian path.
-        method: "auto" is "dense" today. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions, above
-            which, and for sharded rows, XLA's two products do it; off a TPU the kernel is interpreted, which is for tests.
-            The other names belong to later backends.
+        method: "auto" is "dense" today. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions; above
+            them, and for sharded rows, XLA's two products do it. Off a TPU the kernel is interpreted, which is
+            for tests. The other names belong to later backends.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
