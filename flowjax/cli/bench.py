@@ -21,6 +21,7 @@ benchmarks:
   training   the target's share of a training step
   sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
   imports    seconds to import flowjax beside jax and flax
+  pallas     the TPU kernel beside XLA, by the TPU compiler alone
 
 example:
   flowjax bench dense
@@ -32,7 +33,7 @@ class Bench:
     """The command's flags."""
 
     name: Annotated[
-        Literal["dense", "screened", "streamed", "accuracy", "training", "sampling", "imports"],
+        Literal["dense", "screened", "streamed", "accuracy", "training", "sampling", "imports", "pallas"],
         tyro.conf.Positional,
     ] = "dense"
     """Which one."""

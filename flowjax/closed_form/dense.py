@@ -117,10 +117,19 @@ class Settings:
     num_candidates: int
     precision: str
     axis_name: str | None = None
+    backend: str = "dense"
 
     @property
     def dtype(self):
         return jnp.float64 if self.precision == "float64" else jnp.float32
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff that the error analysis in `evaluate` may count on."""
+        if self.precision == "float64":
+            return 2.0**-53
+        # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
+        return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
 
 
 def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -235,7 +244,7 @@ def _block_moments(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
-    """One pass over all rows.
+    """One pass over all rows, by `settings.backend`; the derivative rule below is every backend's.
 
     Args:
         settings: static choices; `block_size` is at most the number of rows.
@@ -249,6 +258,10 @@ def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candi
     Differentiable to any order in query.x, alpha and sigma, up to the term −‖x‖²/(2 sigma²) common to all logits,
     which is held constant (see `moments.shift_logits`). The data is a constant: its tangents are dropped.
     """
+    return _PASSES[settings.backend](settings, query, rows)
+
+
+def _scan(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
     b, size, dtype = query.x.shape[0], settings.block_size, settings.dtype
 
     def body(carry, step):
@@ -268,11 +281,20 @@ def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candi
     start = moments.empty(b, rows.dimension, dtype, scalars=settings.scalars), tracked
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     (total, tracked), _ = lax.scan(body, _varying(settings, start), steps)
-    return total, _select(settings, *tracked)
+    return total, select(settings, *tracked)
+
+
+def _pallas_tpu(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
+    from . import pallas_tpu  # which imports Pallas (nobody else needs it) and this module
+
+    return pallas_tpu.stream(settings, query, rows)
+
+
+_PASSES = {"dense": _scan, "pallas_tpu": _pallas_tpu}
 
 
 @typed
-def _select(
+def select(
     settings: Settings, best: Float[Array, "b m"], where: Int[Array, "b m"], second: Float[Array, "b m"]
 ) -> Candidates:
     """The best columns of all, and the best logit of every row that is in none of them."""

@@ -94,8 +94,7 @@ class Plan:
 @typed
 def _logit_error(plan: Plan, rows: Rows, query: Query, log_normaliser: PerQuery) -> PerQuery:
     """E of equation (1), [b]. With direct differences it depends on how negative the logits are."""
-    unit = 2.0**-53 if plan.settings.precision == "float64" else 2.0**-24
-    d = rows.dimension
+    unit, d = plan.settings.unit, rows.dimension
     x, y = query_norm(query.x), rows.max_norm.astype(jnp.float64)
     if uses_direct_differences(d):
         size = jnp.abs(log_normaliser) + RELEVANT + rows.log_weight_bound.astype(jnp.float64)
@@ -176,7 +175,7 @@ def _significant(remainder: Moments, exact: Moments, level: PerQuery) -> Moments
 
 def _summation_error(plan: Plan, rows: Rows) -> float:
     """Relative error of a sum over all rows: within a block, and a rescaling and an addition per merge."""
-    unit = 2.0**-53 if plan.settings.precision == "float64" else 2.0**-24
+    unit = plan.settings.unit
     blocks = -(-rows.count // plan.settings.block_size)
     return unit * (plan.settings.block_size + 4 * blocks + 16)
 

@@ -24,7 +24,7 @@ from .sources import HostRows, OnHost, RowSource, is_remote, open_rows
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
 
-_BUILT_METHODS = ("auto", "dense", "screened", "streamed")
+_BUILT_METHODS = ("auto", "dense", "screened", "streamed", "pallas_tpu")
 _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
@@ -89,7 +89,9 @@ class ClosedFormField:
             where the tolerance cannot be certified so, a query is evaluated densely. "streamed" leaves the rows on the
             host or on disk and reads them block by block at every evaluation, the next block while the device works
             on the present one; it works under `jit`, `vmap` and `grad` too, and is to be kept until the results are
-            there. "auto" streams paths and records and is "dense" for arrays; the other names belong to later backends.
+            there. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions; above them, and for sharded
+            rows, XLA's two products do it; off a TPU the kernel is interpreted, which is for tests. "auto" streams
+            paths and records and is "dense" for arrays. "pallas_gpu" is not built yet.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
@@ -352,13 +354,21 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         mesh, axis = None, None  # already inside shard_map: the rows at hand are the data set
     local = rows.count // (1 if mesh is None else mesh.shape[axis])
     stream_block = streamed.block_rows(rows, static.block_size) if streamed.is_streamed(rows) else None
-    block = min(local, static.block_size or _BLOCK_SIZE, stream_block or local)
+    backend, block = "dense", min(local, static.block_size or _BLOCK_SIZE, stream_block or local)
+    if static.method == "pallas_tpu":
+        from . import pallas_tpu  # imports Pallas, which nobody else needs
+
+        # Interpreted, the kernel fails shard_map's check of varying axes: sharded rows are left to XLA.
+        sharded = axis is not None or jax.sharding.get_abstract_mesh().manual_axes
+        if rows.dimension <= pallas_tpu.MAX_DIMENSION and not sharded:
+            backend, block = "pallas_tpu", pallas_tpu.block_size(local, rows.dimension, static.block_size)
     settings = Settings(
         block_size=block,
         scalars=scalars,
         num_candidates=min(_NUM_CANDIDATES, block),
         precision=static.precision,
         axis_name=axis,
+        backend=backend,
     )
     return Plan(
         static.path,
@@ -413,6 +423,10 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
             f"method={method!r} is not built yet; use method='dense', which is exact on every platform"
         )
     check_choice("precision", precision, get_args(Precision))
+    if method == "pallas_tpu" and precision != "float32":
+        raise ValueError(
+            f"method='pallas_tpu' computes in float32; for precision={precision!r} use method='dense'"
+        )
     if not isinstance(tolerance, int | float | np.number) or not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)

@@ -1,0 +1,249 @@
+"""The TPU kernel, interpreted, against the oracle (the pieces of the dense suite) and against the dense pass."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import PATHS, flat, normal, oracle_posterior
+from test_dense import check as check_method
+
+import flowjax as fj
+from flowjax.closed_form import dense, pallas_tpu
+from flowjax.closed_form.construct import as_rows, make_rows
+
+check = functools.partial(check_method, method="pallas_tpu")
+
+
+def fields(data, **options):
+    return fj.ClosedFormField(data, method="pallas_tpu", **options), fj.ClosedFormField(data, **options)
+
+
+def check_pass(data, b, *, block_size=None, weights=None, labels=None, scalars=True, tolerance=3e-5):
+    """One pass of the kernel against sums in float64 NumPy; queries from near-uniform to one-hot in one batch."""
+    rows = make_rows(as_rows(data), weights, labels, False)
+    n, d = rows.count, rows.dimension
+    points = flat(fj.closed_form.to_float(np.asarray(data)))
+    points = points - (0 if rows.centre is None else np.asarray(rows.centre, np.float64))
+    t = np.linspace(0.01, 0.97, b, dtype=np.float32)
+    x = (1 - t)[:, None] * normal(1, b, d) + t[:, None] * points[np.arange(b) % n].astype(np.float32)
+    query_labels = None if labels is None else np.arange(b, dtype=np.int32) % (labels.max() + 1)
+    alpha, sigma = jnp.asarray(t), jnp.asarray(1 - t)
+    query = dense.Query(
+        jnp.asarray(x), alpha, sigma, None if query_labels is None else jnp.asarray(query_labels)
+    )
+    size = pallas_tpu.block_size(n, d, block_size)
+    settings = dense.Settings(size, scalars, min(16, size), "float32", backend="pallas_tpu")
+    moments, candidates = jax.jit(dense.stream, static_argnums=0)(settings, query, rows)
+
+    a, s = (np.asarray(v, np.float64)[:, None] for v in (alpha, sigma))
+    squares = (points**2).sum(1)
+    logits = a / s**2 * (x.astype(np.float64) @ points.T) - a**2 / (2 * s**2) * squares
+    if d <= dense.DIRECT_DIMENSIONS:
+        logits = logits - (x.astype(np.float64) ** 2).sum(1)[:, None] / (2 * s**2)
+    if weights is not None:
+        with np.errstate(divide="ignore"):
+            logits = logits + np.log(weights / weights.max())
+    if labels is not None:
+        logits[query_labels[:, None] != labels] = -np.inf
+    scale = 1 + np.abs(np.where(np.isfinite(logits), logits, 0)).max(1)
+    allowed = tolerance * scale
+    np.testing.assert_array_less(np.abs(moments.max - logits.max(1)), allowed)
+    relative = logits - np.asarray(moments.max, np.float64)[:, None]
+    w = np.exp(relative)
+    total = w.sum(1)
+    np.testing.assert_array_less(np.abs(moments.normaliser / total - 1), allowed)
+    mean_error = np.abs(moments.weighted_sum / total[:, None] - w @ points / total[:, None]).max(1)
+    size_of_points = np.abs(points).max() + 1e-30  # one row is its own centre
+    np.testing.assert_array_less(mean_error, 2 * allowed * size_of_points)
+    if scalars:
+        finite = np.where(w > 0, relative, 0)
+        expected = {"logit": (w * finite).sum(1), "square": w @ squares, "squared": (w * w).sum(1)}
+        for name, value in expected.items():
+            size_of_term = 1 + np.abs(finite).max() if name == "logit" else max(squares.max(), 1)
+            error = np.abs(getattr(moments.scalars, name) - value) / total
+            np.testing.assert_array_less(error, 2 * allowed * size_of_term, err_msg=name)
+    else:
+        assert moments.scalars is None
+    # Candidates: distinct rows with their logits; nothing else is above the bound of the rest.
+    taken = np.asarray(candidates.index)
+    used = np.asarray(candidates.logit) > -np.inf
+    assert taken[used].max() < n
+    gap = np.abs(candidates.logit - np.take_along_axis(logits, np.minimum(taken, n - 1), 1))
+    assert np.all(gap[used] <= np.broadcast_to(allowed[:, None], gap.shape)[used])
+    for query_row, mask in zip(taken, used, strict=True):
+        assert len(set(query_row[mask])) == mask.sum()
+    for k in range(b):
+        logits[k, taken[k, used[k]]] = -np.inf
+    assert np.all(logits.max(1) <= np.asarray(candidates.rest) + allowed)
+
+
+@pytest.mark.parametrize("dimension", [1, 8, 9, 16, 17, 64, 200])
+def test_dimensions(dimension):
+    check_pass(normal(0, 307, dimension), 9)
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 128, 256, 1000])
+def test_block_size_does_not_matter(block_size):
+    check_pass(normal(0, 521, 3, 2, 2), 9, block_size=block_size)
+
+
+@pytest.mark.parametrize("n", [1, 2, 127, 128, 129])
+@pytest.mark.parametrize("dimension", [3, 12])
+def test_tails(n, dimension):
+    check_pass(normal(0, n, dimension), 4, scalars=False)
+
+
+@pytest.mark.parametrize("b", [1, 513])
+def test_numbers_of_queries(b):
+    check_pass(normal(0, 211, 12), b)
+
+
+def test_duplicates_between_blocks_and_within():
+    data = normal(0, 100, 12)
+    check_pass(np.concatenate([data, data, data[:7]]), 9, block_size=128)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dimension", [3, 12])
+def test_weights_and_labels(labelled, dimension):
+    weights = np.random.default_rng(2).random(301).astype(np.float32)
+    weights[3:200:2] = 0
+    labels = (
+        (np.arange(301) // 101).astype(np.int32) if labelled else None
+    )  # whole blocks without a query's class
+    check_pass(normal(0, 301, dimension), 7, block_size=128, weights=weights, labels=labels)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "bfloat16", "float16"])
+@pytest.mark.parametrize("dimension", [4, 16])
+def test_storage_types(kind, dimension):
+    if kind == "uint8":
+        data = np.random.default_rng(0).integers(0, 256, (301, dimension)).astype(np.uint8)
+    else:
+        data = jnp.asarray(normal(0, 301, dimension), kind)
+    check_pass(data, 7)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_centred(kind):
+    data = jnp.asarray(normal(0, 211, 12) + 100, kind)
+    assert make_rows(as_rows(data), None, None, False).centre is not None
+    check_pass(data, 7)
+
+
+@pytest.mark.parametrize("dimension", [1, 12])
+def test_every_time_in_one_batch(dimension):
+    times = np.float32([0, 0.001, 0.05, 0.2, 0.5, 0.9, 0.99, 0.999, 0.9999])
+    data, noise = normal(0, 211, dimension), normal(1, 9, dimension)
+    check(data, (1 - times)[:, None] * noise + times[:, None] * data[:9], times)
+
+
+@pytest.mark.parametrize("path", PATHS[1:2] + PATHS[3:], ids=lambda p: type(p).__name__)
+def test_other_paths(path):
+    data, t = normal(0, 211, 12), np.float32(0.6)
+    check(data, np.asarray(path.interpolate(normal(1, 9, 12), data[:9], t)), t, path=path)
+
+
+def test_weights_labels_flips_and_pixels_together():
+    data = np.random.default_rng(0).integers(0, 256, (131, 4, 3, 1)).astype(np.uint8)
+    weights = np.random.default_rng(2).random(131).astype(np.float32)
+    check(
+        data, normal(1, 7, 4, 3, 1), np.linspace(0, 0.9, 7, dtype=np.float32), weights=weights,
+        labels=np.arange(131) % 3, query_labels=np.arange(7) % 3, horizontal_flip=True,
+    )  # fmt: skip
+
+
+def test_no_bound_is_broken():
+    base = normal(0, 40, 24)
+    data = np.concatenate([base + 1e-3 * normal(seed, 40, 24) for seed in range(1, 6)])
+    field, _ = fields(data)
+    evaluate = jax.jit(lambda field, x, t: field.posterior(x, t))
+    for t in np.float32([0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-6]):
+        x = np.concatenate([(1 - t) * normal(9, 10, 24) + t * data[:10], t * (data[:10] + data[10:20]) / 2])
+        posterior = evaluate(field, x, t)
+        error = np.linalg.norm(flat(posterior.velocity) - oracle_posterior(data, x, t).velocity, axis=1)
+        assert np.all(error <= np.asarray(posterior.error_bound, np.float64)), t
+
+
+def test_products_of_pieces_are_float32_grade():
+    """Equation (1) of the module, on what the kernel's products get; plain bfloat16 products are far outside."""
+    x, y = normal(0, 16, 256) * np.float32(3), normal(1, 256, 128)
+    left, rest = pallas_tpu._left(jnp.asarray(x), False)
+    refs = {"leading": left, "rest": rest}
+    value = pallas_tpu._logits(refs, pallas_tpu._split(jnp.asarray(y)))
+    bound = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(y, axis=0) * 2.0**-24
+    error = np.abs(np.asarray(value, np.float64) - x.astype(np.float64) @ y.astype(np.float64))
+    assert (error / bound).max() < 1.05 * 256 + 4
+    plain = pallas_tpu._dot(left, jnp.asarray(y).astype(jnp.bfloat16), 0)
+    assert (np.abs(plain - x @ y) / bound).max() > 10 * (error / bound).max()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_pieces_sum_to_the_value_exactly(scale):
+    x = np.concatenate([normal(0, 1000), np.float32([0, 1, 255 / 256, 1 + 2.0**-23, 2 - 2.0**-23])])
+    x = jnp.asarray(x * np.float32(scale))
+    pieces = jax.jit(pallas_tpu._split)(x)
+    total = sum(np.asarray(piece, np.float64) for piece in pieces)
+    np.testing.assert_array_equal(total, np.asarray(x, np.float64))
+
+
+def test_derivatives_are_those_of_the_dense_pass():
+    data = normal(0, 211, 12)
+    kernel, reference = fields(data)
+    x, direction = normal(1, 5, 12), normal(2, 5, 12)
+    t = np.float32([0.05, 0.3, 0.5, 0.7, 0.8])
+
+    def along(field):
+        return jax.jvp(field, (x, t), (direction, jnp.ones_like(t)))[1]
+
+    def pulled(field):
+        return jax.vjp(field, x, t)[1](direction)
+
+    for derivative in (along, pulled):
+        ours, theirs = derivative(kernel), derivative(reference)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_transformations():
+    data = normal(0, 211, 12)
+    kernel, _ = fields(data)
+    x, t = normal(1, 6, 12), np.linspace(0, 0.9, 6, dtype=np.float32)
+    expected = kernel(x, t)
+    np.testing.assert_allclose(jax.jit(lambda f, x, t: f(x, t))(kernel, x, t), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(kernel)(x, t), expected, rtol=1e-5, atol=1e-6)
+    gradients = jax.vmap(jax.grad(lambda x, t: (kernel(x, t) ** 2).sum()))(x, t)
+    together = jax.grad(lambda x: (kernel(x, t) ** 2).sum())(x)
+    np.testing.assert_allclose(gradients, together, rtol=1e-4, atol=1e-5 * np.abs(together).max())
+
+
+@pytest.mark.parametrize("dimension", [12])
+def test_sharded(dimension):
+    data = normal(0, 1040, dimension)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.device_put(data, jax.NamedSharding(mesh, jax.P("data")))
+    x, t = normal(1, 4, dimension), np.float32([0, 0.3, 0.8, 0.99])
+    single, sharded = (
+        fj.ClosedFormField(rows, method="pallas_tpu").posterior(x, t) for rows in (data, placed)
+    )
+    for name in ("velocity", "log_density", "variance"):
+        np.testing.assert_allclose(getattr(sharded, name), getattr(single, name), rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(sharded.argmax, single.argmax)
+
+
+def test_refused_and_left_to_xla():
+    with pytest.raises(ValueError, match="use method='dense'"):
+        fj.ClosedFormField(normal(0, 5, 3), method="pallas_tpu", precision="float64")
+    wide, reference = fields(normal(0, 20, pallas_tpu.MAX_DIMENSION + 1))
+    x = normal(1, 3, pallas_tpu.MAX_DIMENSION + 1)
+    np.testing.assert_array_equal(wide(x, 0.5), reference(x, 0.5))
+
+
+def test_the_kernel_is_in_what_a_tpu_gets():
+    """Lowered for a TPU, from a process that has none, it is the kernel itself and not its interpretation."""
+    field, _ = fields(normal(0, 300, 12))
+    traced = jax.jit(lambda f, x: f(x, 0.5)).trace(field, normal(1, 4, 12))
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
