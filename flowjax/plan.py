@@ -586,7 +586,7 @@ def abstract_field(shape: DataShape, mesh: Any) -> Any:
         log_weight_bound=leaf((), "float32"),  # type: ignore[arg-type]
         class_log_weights=leaf((1,), "float32"),  # type: ignore[arg-type]
     )
-    return ClosedFormField.tree_unflatten(structure, (rows,))
+    return ClosedFormField.tree_unflatten(structure, (rows, None))
 
 
 def padded(count: int, parts: int) -> int:

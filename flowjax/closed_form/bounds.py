@@ -15,6 +15,7 @@ from jax import lax
 from flowjax.typing import Array, Float, PerQuery, typed
 
 from .dense import Query, Rows
+from .evaluate import query_norm
 from .screen import LANES, Coefficients, Screen, Table, band_norms, project, round_up
 
 
@@ -41,7 +42,14 @@ def slack_of(screen: Screen, rows: Rows, query: Query, coefficients: Coefficient
     defect = 1.05 * (screen.query_defect + screen.row_defect.astype(jnp.float64))
     product = scale * coefficients.norm * y
     rest = query.alpha * scale / 2 * y**2 + rows.log_weight_bound.astype(jnp.float64)
-    return product * (defect + rounding) + rest * (rounding + 2.0**-22) + 1e-6
+    return product * (defect + rounding) + rest * (rounding + 2.0**-22) + pair_rounding(rows, query) + 1e-6
+
+
+@typed
+def pair_rounding(rows: Rows, query: Query) -> PerQuery:
+    """What float64 rounding may add to ‖x‖²/(2 sigma²) and to a logit by direct difference together, [b]."""
+    size = query_norm(query.x) + query.alpha * rows.max_norm.astype(jnp.float64)
+    return 2.0**-52 * (query.x.shape[1] + 16) * size**2 / query.sigma**2
 
 
 @typed

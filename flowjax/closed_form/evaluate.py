@@ -449,7 +449,9 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
     exact_log = exact.max + jnp.log(exact.normaliser)
     gap = jnp.minimum(parts.rest + e - exact_log, 700.0)
     dropped = num_seen(plan, rows) * jnp.exp(gap)
-    exact_fine, exact_coarse, lost = exact_bound(plan, rows, query, exact, dropped)
+    exact_fine, exact_coarse, lost = exact_bound(
+        rows, query, exact, dropped, settings.num_candidates * (2 if plan.horizontal_flip else 1)
+    )
     worst = 4 * y
     no_less = [
         jnp.where(jnp.isnan(v), worst, jnp.minimum(v, worst))
@@ -459,9 +461,9 @@ def _error_bounds(plan: Plan, rows: Rows, query: Query, parts: _Parts, combined:
 
 
 def exact_bound(
-    plan: Plan, rows: Rows, query: Query, exact: Moments, dropped: PerQuery
+    rows: Rows, query: Query, exact: Moments, dropped: PerQuery, num_terms: int | PerQuery
 ) -> tuple[PerQuery, PerQuery, PerQuery]:
-    """Bounds of the error of the mean of rows scored exactly, with `dropped` the others' share by equation (3).
+    """Bounds of the error of the mean of `num_terms` rows scored exactly, `dropped` the others' share by equation (3).
 
     The second one needs no scalar moments; the first one is the same if there are none. The third is the part of
     both that comes of dropping rows.
@@ -473,11 +475,12 @@ def exact_bound(
     e_exact = 2.0**-53 * ((d + 16) * size + 4 * (query.alpha * y + x) * jnp.sqrt(2 * size) / query.sigma)
     e_exact = e_exact + _weight_error(rows) + 1e-15
     lost = 2 * y * dropped / (1 + dropped)
-    exact_coarse = lost + 4 * y * jnp.expm1(2 * e_exact)
+    sums = 1e-13 + 2.0**-52 * num_terms  # of the weighted sum and of the normaliser, relative to y
+    exact_coarse = lost + 4 * y * jnp.expm1(2 * e_exact) + sums * y
     exact_fine = exact_coarse
-    if plan.settings.scalars:
-        deviation = jnp.sqrt(_variance(exact, 1e-13 * y**2))
-        exact_fine = lost + 2 * deviation * jnp.expm1(2 * e_exact) + 1e-13 * y
+    if exact.scalars is not None:
+        deviation = jnp.sqrt(_variance(exact, sums * y**2))
+        exact_fine = lost + 2 * deviation * jnp.expm1(2 * e_exact) + sums * y
     return exact_fine, exact_coarse, lost
 
 

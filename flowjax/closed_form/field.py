@@ -19,7 +19,7 @@ from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
 from .screen import can_screen, make_screen
 from .screened import Course, course_of, evaluate_screened
-from .sources import HostRows, OnHost, RowSource, is_remote, open_rows
+from .sources import HostRows, RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
@@ -246,21 +246,17 @@ class ClosedFormField:
         )
         bound = np.asarray(posterior.error_bound, np.float64)
         x, t, labels, batch = self._check_queries(x, t, labels)
-        everything = np.ones(batch, bool), *(np.zeros((3, *batch), np.int32))
-        if self._screen is not None:
-            course = jax.tree.map(
+        method = "streamed" if streamed.is_streamed(self._rows) else "dense"
+        course = np.ones(batch, bool), *np.zeros((3, *batch), np.int32)
+        if self._screen is not None and _plan(self, len(x), True).mesh is None:
+            method = "screened"
+            holds, *counts = jax.tree.map(
                 lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels)
             )
-            everything = ~course.holds, *course[1:]
-        dense, columns, survivors, evaluated = everything
-        method = "dense" if self._screen is None else "screened"
-        method = "streamed" if isinstance(self._rows.data, OnHost) else method
+            course = ~holds, *counts
+        dense, columns, survivors, evaluated = course
         return Explanation(
-            method="streamed"
-            if isinstance(self._rows.data, OnHost)
-            else "dense"
-            if self._screen is None
-            else "screened",
+            method=method,
             num_points=self.num_points * (2 if self.horizontal_flip else 1),
             dense=dense,
             columns=columns,

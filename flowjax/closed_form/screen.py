@@ -182,7 +182,7 @@ def make_screen(rows: Rows) -> Screen:
                 _, band_edges, coordinates = layout
                 a, h = exact[:, : band_edges[-1]], kept[:, : band_edges[-1]]
                 tail = squares - 2 * jnp.sum(h * a, 1) + (1 + delta) * jnp.sum(h**2, 1)
-                tail = jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * squares)
+                tail = jnp.sqrt(jnp.maximum(tail, 0) + (1e-12 + rows.dimension * 2.0**-52) * squares)
                 parts = [round_up(band_norms(h, band_edges)), round_up(tail)[:, None]]
                 parts += [squares.astype(jnp.float32)[:, None], h[:, :coordinates].astype(jnp.float32)]
                 filled = jnp.roll(jnp.concatenate(parts, 1), start - step * size, 0)
@@ -263,4 +263,6 @@ def project(screen: Screen, x: Flat, directions: int) -> Coefficients:
     size = jnp.sqrt(jnp.sum(head**2, 1))
     delta = screen.delta.astype(jnp.float64)
     tail = norm**2 - (1 - delta) * size**2 + 2 * screen.query_defect * size * norm
-    return Coefficients(head, jnp.sqrt(jnp.maximum(tail, 0) + 1e-12 * norm**2), norm)
+    return Coefficients(
+        head, jnp.sqrt(jnp.maximum(tail, 0) + (1e-12 + x.shape[1] * 2.0**-52) * norm**2), norm
+    )

@@ -37,6 +37,7 @@ from .bounds import (
     first_pass,
     later_pass,
     mask_labels,
+    pair_rounding,
     project_far,
     slack_of,
     weights_of,
@@ -70,6 +71,8 @@ _PAIR_COST = 36
 _EXACT_COST = 50
 """Cost of an entry of a gathered row, bounded again or evaluated exactly, in multiply-adds of a dense product (CPU)."""
 _DENSE_CHUNK = 16
+_LARGE_DENSE_CHUNK = 64
+"""Queries that share a dense pass of what screening does not hold for: 64 cost about two and a half times 16 (CPU)."""
 
 
 def _take(tree, index: Indices):
@@ -143,7 +146,7 @@ def _first(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
     sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
     level = jnp.where(sane, level, jnp.int32(screen.num_levels))
-    found = collect(plan, screen, rows, seen, bounds, groups, threshold, level == 0, logit)
+    found = collect(screen, rows, seen, bounds, groups, threshold, level == 0, logit)
     level = jnp.where((level == 0) & ~found.complete, jnp.int32(screen.num_levels), level)
     return _State(logit, cut, threshold, level, found)
 
@@ -167,7 +170,7 @@ def _later(plan: Plan, screen: Screen, rows: Rows, seen: Seen, state: _State) ->
         passes = [functools.partial(later_pass, screen, rows, chunk, k) for k in screen.far.levels]
         bounds = lax.switch(level - 1, passes)
         groups = count_survivors(bounds, now.threshold)
-        new = collect(plan, screen, rows, chunk, bounds, groups, now.threshold, wanted, now.reference)
+        new = collect(screen, rows, chunk, bounds, groups, now.threshold, wanted, now.reference)
         target = jnp.where(wanted, index, jnp.int32(b))
         found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
         return done + jnp.int32(size), found
@@ -232,24 +235,22 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[
         index = jnp.where(first, plain.best, mirrored.best + jnp.int32(rows.count))
         complete = plain.complete & mirrored.complete
         cut = jnp.maximum(cut, state.cut[1::2])
-    result = finalise(rows, x, schedule, total, log_prior(rows, plan, labels), total.max)
+    evaluated = jnp.sum(state.found.evaluated.reshape(b, copies), 1, dtype=jnp.int32)
     log_normaliser = total.max + jnp.log(total.normaliser)
-    gap = jnp.maximum(cut, reference - RELEVANT) - log_normaliser
+    gap = jnp.maximum(cut, reference - RELEVANT) - log_normaliser + pair_rounding(rows, query)
     dropped = 2 * num_seen(plan, rows) * jnp.exp(jnp.minimum(gap, 700.0))
-    bound, _, _ = exact_bound(plan, rows, query, total, dropped)
+    # The bound needs the variance whether or not it is asked for: which queries go to the dense pass must not differ.
+    bound, _, _ = exact_bound(rows, query, total, dropped, evaluated.astype(jnp.float64))
+    if not plan.settings.scalars:
+        total = dataclasses.replace(total, scalars=None)
+    result = finalise(rows, x, schedule, total, log_prior(rows, plan, labels), total.max)
     bound = 1.001 * along_path(schedule) * bound + rounding_error(rows, x, query, schedule, result.velocity)
     holds = complete & (bound <= plan.tolerance * query_norm(result.velocity))
     if plan.settings.scalars:
         result = result._replace(argmax=index, error_bound=bound)
     columns = jnp.asarray([screen.near.levels[0], *screen.far.levels, 0], jnp.int32)[state.level]
-    per_query = (leaf.reshape(b, copies) for leaf in (columns, state.found.pooled, state.found.evaluated))
-    columns, survivors, evaluated = per_query
-    return result, Course(
-        holds,
-        jnp.max(columns, 1),
-        jnp.sum(survivors, 1, dtype=jnp.int32),
-        jnp.sum(evaluated, 1, dtype=jnp.int32),
-    )
+    survivors = jnp.sum(state.found.pooled.reshape(b, copies), 1, dtype=jnp.int32)
+    return result, Course(holds, jnp.max(columns.reshape(b, copies), 1), survivors, evaluated)
 
 
 def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, holds) -> Evaluation:
@@ -290,7 +291,7 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
 
     carry = jnp.int32(0), result
     if b > 2 * _DENSE_CHUNK:
-        carry = chunks(b, carry)
+        carry = chunks(min(b, _LARGE_DENSE_CHUNK), carry)
     return chunks(_DENSE_CHUNK, carry)[1]
 
 
@@ -309,6 +310,8 @@ def evaluate_screened(
     plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None
 ) -> Evaluation:
     """As `evaluate`, by screening: x [b, d], t [b] inside [0, 1), labels [b] or None; Evaluation in x's dtype."""
+    if x.shape[0] == 0:
+        return evaluate(plan, rows, x, t, labels)
     tile_plan = dataclasses.replace(plan, tile=TILE)
 
     def tile(x, t, labels):

@@ -91,6 +91,7 @@ class HostRows:
         name: what messages call it.
         given: an array of it, or what else the user gave.
         shape, dtype: of the whole array; `read` gives this dtype.
+        volatile: it can change without its state telling so.
     """
 
     name: str
@@ -99,6 +100,7 @@ class HostRows:
     dtype: np.dtype
     _fetch: Callable[[int, int], np.ndarray]
     _state: Callable[[], State] = dict
+    volatile: bool = False
     _opened: State = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -172,7 +174,9 @@ def open_rows(data: Any) -> HostRows:
 def of_array(array: np.ndarray, given: Any = None) -> HostRows:
     """An array in host memory; not copied."""
     given = array if given is None else given
-    return HostRows("the data", given, array.shape, array.dtype, lambda start, stop: array[start:stop])
+    return HostRows(
+        "the data", given, array.shape, array.dtype, lambda start, stop: array[start:stop], volatile=True
+    )
 
 
 def _open_npy(path: Path) -> HostRows:
@@ -207,7 +211,8 @@ def _open_memmap(array: np.memmap) -> HostRows:
         _read_into(path, rows.reshape(-1).view(np.uint8), offset + start * row_bytes)
         return rows
 
-    return HostRows(str(path), array, shape, dtype, fetch, lambda: _look(path))
+    # What is written through a map reaches the modification time late, or never.
+    return HostRows(str(path), array, shape, dtype, fetch, lambda: _look(path), volatile=array.mode != "r")
 
 
 def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:

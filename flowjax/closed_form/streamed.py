@@ -20,6 +20,7 @@ import logging
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -218,6 +219,11 @@ class _Blocks:
         self._next: tuple[int, Future] | None = None
         self._lock = threading.Lock()
         self._progress = _Progress(data.name, self.count)
+        self._sums = (
+            [self._sum(data.read(*self._range(step))) for step in range(self.count)]
+            if data.volatile
+            else None
+        )
 
     def read(self, step: int) -> tuple[Any, ...]:
         """Data, square norms, log weights and labels of block `step`; None for what is not there."""
@@ -235,13 +241,25 @@ class _Blocks:
         self._progress.update(step)
         return block
 
-    def _load(self, step: int) -> tuple[Any, ...]:
+    @staticmethod
+    def _sum(block: np.ndarray) -> int:
+        return zlib.adler32(block.reshape(-1).view(np.uint8).data)
+
+    def _range(self, step: int) -> tuple[int, int]:
         start = min(step * self.size, self._rows - self.size)
-        stop = start + self.size
+        return start, start + self.size
+
+    def _load(self, step: int) -> tuple[Any, ...]:
+        start, stop = self._range(step)
 
         data, squares, log_weights, labels = (
             None if array is None else array.read(start, stop) for array in self._arrays
         )
+        if self._sums is not None and data is not None and self._sum(data) != self._sums[step]:
+            raise RuntimeError(
+                f"{self._arrays[0].name} changed after the field was built: rows {start} to {stop - 1} differ; "
+                "build the field again"
+            )
         if self._rows % self.size:
             log_weights = np.zeros(self.size, np.float32) if log_weights is None else log_weights.copy()
             log_weights[: step * self.size - start] = -np.inf

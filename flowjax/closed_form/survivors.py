@@ -14,7 +14,7 @@ from flowjax.typing import Array, Bool, Flat, Indices, Int, PerQuery, typed
 from . import moments as algebra
 from .bounds import Seen, project_far, weights_of
 from .dense import Query, Rows
-from .evaluate import RELEVANT, Plan
+from .evaluate import RELEVANT
 from .moments import Moments, Scalars
 from .refine import gather_points
 from .screen import LANES, Screen, Table
@@ -88,9 +88,7 @@ def _append(pool, length, keep, values):
     return pool, length + jnp.sum(keep, dtype=jnp.int32)
 
 
-def collect(
-    plan: Plan, screen: Screen, rows: Rows, seen: Seen, bounds, groups, threshold, wanted, reference
-) -> Found:
+def collect(screen: Screen, rows: Rows, seen: Seen, bounds, groups, threshold, wanted, reference) -> Found:
     """Moments of every wanted query's rows with a bound at or above its threshold.
 
     Args:
@@ -183,8 +181,6 @@ def collect(
     def summed(values):
         return jnp.zeros(b, jnp.float64).at[whose].add(values)
 
-    scalars = None
-    if plan.settings.scalars:
-        scalars = Scalars(summed(terms * jnp.where(terms > 0, shifted, 0)), square, summed(terms**2))
+    scalars = Scalars(summed(terms * jnp.where(terms > 0, shifted, 0)), square, summed(terms**2))
     total = Moments(maximum, summed(terms), weighted_sum, scalars)
     return Found(total, index, complete, pooled, evaluated)

@@ -146,3 +146,9 @@ def test_explain_tells_how_queries_were_evaluated():
     assert report.relative_bound[3:].max() <= 1e-5
     assert "3 by the dense pass, 3 by screening" in str(report)
     assert "'dense'" in str(fj.ClosedFormField(data, method="dense").explain(data[:2], 0.5))
+
+
+def test_no_queries():
+    assert fj.ClosedFormField(normal(0, 97, 20), method="screened")(
+        np.zeros((0, 20), np.float32), 0.5
+    ).shape == (0, 20)

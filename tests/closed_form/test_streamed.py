@@ -312,6 +312,17 @@ def test_a_file_that_changes_during_a_pass(what, mapped, file, monkeypatch):
     assert len(reads) == 3
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rows_written_in_place_are_noticed(mapped, file):
+    """No file's state tells of it; even the multiset of norms is the same."""
+    data = np.load(file, mmap_mode="r+") if mapped else pixels()
+    field, x = build(data), queries(pixels())
+    field(x, 0.6)
+    data[:] = data[::-1].copy()
+    with pytest.raises(RuntimeError, match="changed after the field was built: rows"):
+        field(x, 0.6)
+
+
 def test_a_failed_pass_leaves_nothing_behind(file, monkeypatch):
     field, x = build(file), queries(pixels())
     expected = np.asarray(field(x, 0.6))
