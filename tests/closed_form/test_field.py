@@ -108,7 +108,7 @@ def test_queries():
     ("options", "error", "match"),
     [
         ({"method": "dens"}, ValueError, "did you mean 'dense'"),
-        ({"method": "streamed"}, ValueError, "not built yet"),
+        ({"method": "pallas_gpu"}, ValueError, "not built yet"),
         ({"precision": "half"}, ValueError, "float64"),
         ({"tolerance": 0.0}, ValueError, "tolerance"),
         ({"block_size": 0}, ValueError, "block_size"),
