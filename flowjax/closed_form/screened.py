@@ -14,9 +14,10 @@ Rounding is accounted for in the threshold (`slack_of`), dropped rows in the bou
 exceeds the tolerance is evaluated densely. So a bad basis or a bad guess costs time and nothing else. Derivatives
 are those of the dense pass.
 
-Measured on two shared cores of an AMD EPYC (one used), CIFAR-10 pictures as float32, n = 50 000, b = 128, queries on
-the path, default tolerance, interleaved medians in one process: 3.5 / 5.8 / 9.3 / 8.9 / 12.3 / 12.5 times the speed of
-dense at t = .4 / .5 / .6 / .7 / .8 / .9, 1.7 with t uniform in one batch, .91 at t = .1.
+Measured on two shared cores of an AMD EPYC with other work beside it, so in processor seconds: CIFAR-10 pictures as
+float32, n = 50 000, b = 128, queries on the path, default tolerance: 3.6 / 4.5 / 7.0 / 9.2 / 15.9 / 14.4 times the
+speed of dense at t = .4 / .5 / .6 / .7 / .8 / .9, 1.3 with t uniform in one batch, .9 at t = .1, .65 at t = .3 (where
+most queries go to the dense pass after two others). `flowjax bench screened` measures it on your machine.
 """
 
 import dataclasses
@@ -72,7 +73,7 @@ _EXACT_COST = 50
 """Cost of an entry of a gathered row, bounded again or evaluated exactly, in multiply-adds of a dense product (CPU)."""
 _DENSE_CHUNK = 16
 _LARGE_DENSE_CHUNK = 64
-"""Queries that share a dense pass of what screening does not hold for: 64 cost about two and a half times 16 (CPU)."""
+"""Queries that share a dense pass of what screening does not hold for: many at once cost less each."""
 
 
 def _take(tree, index: Indices):
