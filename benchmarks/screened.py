@@ -58,7 +58,7 @@ def _pictures(source: str | None) -> np.ndarray:
 def run(*, rounds: int = 5, data: str | None = None) -> dict[str, Any]:
     """All times, uniform times, off-path queries; see the module's docstring."""
     images = jnp.asarray(_pictures(data))
-    dense, screened = (fj.ClosedFormField(images, method=m) for m in ("dense", "screened"))
+    fields = {method: fj.ClosedFormField(images, method=method) for method in ("dense", "screened")}
     noise = jax.random.normal(jax.random.key(1), (QUERIES, *images.shape[1:]))
     order = np.random.default_rng(2).permutation(len(images))
     rows, others = images[order[:QUERIES]], images[order[QUERIES : 2 * QUERIES]]
@@ -75,11 +75,11 @@ def run(*, rounds: int = 5, data: str | None = None) -> dict[str, Any]:
     for name, (ends, t) in batches.items():
         x = on_path(ends, t)
         seconds = harness.measure(
-            [harness.Case(m, functools.partial(_evaluate, f, x, t)) for m, f in _named(dense, screened)],
+            [harness.Case(m, functools.partial(_evaluate, f, x, t)) for m, f in fields.items()],
             rounds=rounds,
         )
-        expected = _posterior(dense, x, t)
-        found = _posterior(screened, x, t)
+        expected = _posterior(fields["dense"], x, t)
+        found = _posterior(fields["screened"], x, t)
         size = jnp.linalg.norm(expected.velocity.reshape(QUERIES, -1), axis=1)
         difference = jnp.linalg.norm((found.velocity - expected.velocity).reshape(QUERIES, -1), axis=1)
         cases.append(
@@ -101,10 +101,6 @@ def run(*, rounds: int = 5, data: str | None = None) -> dict[str, Any]:
         "queries": QUERIES,
         "cases": cases,
     }
-
-
-def _named(dense, screened):
-    return ("dense", dense), ("screened", screened)
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -334,7 +334,7 @@ class Estimate:
 
     @property
     def field_roofline(self) -> float:
-        """Seconds below which no evaluation of every row can come; see the module."""
+        """Seconds below which this engine's evaluation of every row cannot come; see the module."""
         return field_roofline(self.shape, self.batch, self.slice)
 
     @property

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from flowjax._files import replacing
+
 from ._common import check_new, parse
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ def run(argv: list[str]) -> int:
     with ThreadPoolExecutor(min(jobs, len(topologies))) as pool:
         estimates = list(pool.map(one, topologies))
     if out is not None:
-        out.write_text(json.dumps([estimate.to_dict() for estimate in estimates], indent=2) + "\n")
+        with replacing(out) as part:
+            part.write_text(json.dumps([estimate.to_dict() for estimate in estimates], indent=2) + "\n")
     if len(estimates) == 1 and not estimates[0].fits:
         raise ValueError(estimates[0].refusal())
     _show(estimates, fast=options.fast)
@@ -132,7 +135,9 @@ def _figures(estimate: "Estimate", program: "Program", roofline: float) -> list[
         return [memory, "does not fit", _milliseconds(roofline), ""]
     count = sum(program.collectives.values())
     sent = f"{program.sent / 2**20:.3g} MiB in {count}, {_milliseconds(estimate.transfer_seconds(program))}"
-    return [memory, _milliseconds(seconds), _milliseconds(roofline), sent if count else "nothing"]
+    # A loop whose trips the compiler's text does not tell counts once.
+    unknown = "≥ " if program.loops_unknown else ""
+    return [memory, unknown + _milliseconds(seconds), _milliseconds(roofline), sent if count else "nothing"]
 
 
 def _milliseconds(seconds: float) -> str:

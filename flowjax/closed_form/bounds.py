@@ -14,7 +14,7 @@ from jax import lax
 
 from flowjax.typing import Array, Float, PerQuery, typed
 
-from .dense import Query, Rows
+from .dense import Query, Rows, product
 from .evaluate import query_norm
 from .screen import LANES, Coefficients, Screen, Table, band_norms, project, round_up
 
@@ -74,10 +74,6 @@ def weights_of(
     )
 
 
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
 def mask_labels(rows: Rows, query: Query, bounds: jax.Array, labels: jax.Array | None) -> jax.Array:
     if labels is None or query.labels is None:
         return bounds
@@ -105,10 +101,10 @@ def first_pass(screen: Screen, rows: Rows, seen: Seen) -> tuple[jax.Array, jax.A
     def body(carry, step):
         best, where = carry
         block = _block_of(screen.first, step, size)
-        head = dot(plain[:, split:], block[:, split:]) + _block_of(screen.bias, step, size)
+        head = product(plain[:, split:], block[:, split:], (1, 1)) + _block_of(screen.bias, step, size)
         if labels is not None:
             head = mask_labels(rows, seen.query, head, _block_of(labels, step, size))
-        both = dot(bands, block[:, :split])
+        both = product(bands, block[:, :split], (1, 1))
         estimate = head + both[b:]
         where = jnp.where(estimate > best, step, where)
         return (jnp.maximum(best, estimate), where), head + both[:b]
@@ -132,7 +128,7 @@ def later_pass(screen: Screen, rows: Rows, seen: Seen, coordinates: int) -> jax.
             (step * jnp.int32(size), jnp.int32(columns.start)),
             (size, columns.stop - columns.start),
         )
-        bounds = dot(weights, block) + _block_of(screen.bias, step, size)
+        bounds = product(weights, block, (1, 1)) + _block_of(screen.bias, step, size)
         if labels is not None:
             bounds = mask_labels(rows, seen.query, bounds, _block_of(labels, step, size))
         return None, bounds

@@ -11,9 +11,8 @@ here relies on P being good, only how few rows survive does: P holds the leading
 
 Two tables hold the rows. The near one knows a quarter of the directions and serves the first pass over all rows: late
 in time, when few survive it, queries are never projected on the others. The far one knows all of them and serves the
-passes of queries that have too many rows left. Four bands cut every
-octave between a table's first level and its last direction, so that each level's columns (its bands, the tail, the
-squared norm, its coordinates) lie side by side.
+passes of queries that have too many rows left. Four bands cut every octave between a table's first level and its last
+direction, so that each level's columns (its bands, the tail, the squared norm, its coordinates) lie side by side.
 """
 
 import dataclasses

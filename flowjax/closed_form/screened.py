@@ -34,7 +34,6 @@ from . import moments as algebra
 from .bounds import (
     Seen,
     count_survivors,
-    dot,
     first_pass,
     later_pass,
     mask_labels,
@@ -43,7 +42,7 @@ from .bounds import (
     slack_of,
     weights_of,
 )
-from .dense import Query, Rows
+from .dense import Query, Rows, product
 from .evaluate import (
     RELEVANT,
     Evaluation,
@@ -87,7 +86,7 @@ def _choose_level(screen: Screen, rows: Rows, seen: Seen, threshold, left) -> ja
     labels = None if rows.labels is None else rows.labels[::stride]
 
     def survivors(table, seen, k):
-        bounds = dot(weights_of(table, seen, k), table.columns[:n:stride, table.span(k)])
+        bounds = product(weights_of(table, seen, k), table.columns[:n:stride, table.span(k)], (1, 1))
         bounds = mask_labels(rows, seen.query, bounds + screen.bias[:n:stride], labels)
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
