@@ -14,10 +14,10 @@ Rounding is accounted for in the threshold (`slack_of`), dropped rows in the bou
 exceeds the tolerance is evaluated densely. So a bad basis or a bad guess costs time and nothing else. Derivatives
 are those of the dense pass.
 
-Measured on two shared cores of an AMD EPYC with other work beside it, so in processor seconds: CIFAR-10 pictures as
-float32, n = 50 000, b = 128, queries on the path, default tolerance: 3.6 / 4.5 / 7.0 / 9.2 / 15.9 / 14.4 times the
-speed of dense at t = .4 / .5 / .6 / .7 / .8 / .9, 1.3 with t uniform in one batch, .9 at t = .1, .65 at t = .3 (where
-most queries go to the dense pass after two others). `flowjax bench screened` measures it on your machine.
+Measured on two cores of an AMD EPYC with CIFAR-10's pictures as float32 (`flowjax bench screened`, three rounds): n =
+50 000, b = 128, queries on the path, default tolerance: 2.4 / 3.3 / 4.8 / 6.0 / 10.4 / 10.4 times the speed of dense at
+t = .4 / .5 / .6 / .7 / .8 / .9, 1.3 with t uniform in one batch, .73 / .74 / .61 at t = .1 / .2 / .3, where most
+queries go to the dense pass after one or two others. Dense keeps both cores busy, screening not all the time.
 """
 
 import dataclasses
