@@ -199,8 +199,8 @@ def test_building_a_field_copies_no_data(dtype):
     centre = jax.ShapeDtypeStruct((768,), np.float32)
     for lowered in (
         construct._mean.lower(rows, horizontal_flip=True),
-        construct._square_norms.lower(rows, None),
-        construct._square_norms.lower(rows, centre),
+        construct.square_norms.lower(rows, None),
+        construct.square_norms.lower(rows, centre),
     ):
         assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**20  # the rows are 15 or 61 MB
 
