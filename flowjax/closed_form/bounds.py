@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Array, Float, PerQuery, typed
+from flowjax.typing import Array, Float, Indices, PerQuery, typed
 
 from .dense import Query, Rows, product
 from .evaluate import query_norm
 from .screen import LANES, Coefficients, Screen, Table, band_norms, project, round_up
+
+Survivors = jax.Array
+"""[blocks, b, groups] uint32: bit j of group g in a block of size s stands for row g + j (s / LANES) of the block."""
 
 
 class Seen(NamedTuple):
@@ -80,64 +83,65 @@ def mask_labels(rows: Rows, query: Query, bounds: jax.Array, labels: jax.Array |
     return jnp.where(query.labels[:, None] == labels, bounds, jnp.float32(-jnp.inf))
 
 
-def _block_of(array: jax.Array, step: jax.Array, size: int) -> jax.Array:
-    return lax.dynamic_slice_in_dim(array, step * jnp.int32(size), size)
+def _block_of(table: jax.Array, step: jax.Array, size: int, columns: slice) -> jax.Array:
+    start = step * jnp.int32(size), jnp.int32(columns.start)
+    return lax.dynamic_slice(table, start, (size, columns.stop - columns.start))
 
 
-def _row_labels(screen: Screen, rows: Rows) -> jax.Array | None:
-    if rows.labels is None:
-        return None
-    return jnp.pad(rows.labels, (0, screen.bias.shape[0] - rows.count), constant_values=-1)
+def _blocks(screen: Screen, rows: Rows, query: Query, table: jax.Array, columns: slice, weights: jax.Array):
+    """A function of the block's number: weights times these columns plus log weights, [b, block] float32."""
+    size = screen.block
+    labels = None
+    if rows.labels is not None:
+        labels = jnp.pad(rows.labels, (0, screen.bias.shape[0] - rows.count), constant_values=-1)
+
+    def block(step):
+        values = product(weights, _block_of(table, step, size, columns), (1, 1))
+        values = values + lax.dynamic_slice_in_dim(screen.bias, step * jnp.int32(size), size)
+        if labels is None:
+            return values
+        return mask_labels(
+            rows, query, values, lax.dynamic_slice_in_dim(labels, step * jnp.int32(size), size)
+        )
+
+    return block
 
 
-def first_pass(screen: Screen, rows: Rows, seen: Seen) -> tuple[jax.Array, jax.Array]:
-    """Bounds [steps, b, block] float32 with the fewest columns, and the best-looking row [b]."""
-    b, size = seen.query.x.shape[0], screen.block
-    plain, debiased = (weights_of(screen.near, seen, screen.near.levels[0], debias=d) for d in (False, True))
-    split = screen.near.num_bands + 2
-    bands = jnp.concatenate([plain[:, :split], debiased[:, :split]])
-    labels = _row_labels(screen, rows)
+def guess_best(screen: Screen, rows: Rows, seen: Seen) -> Indices:
+    """The best-looking row of each query, [b]: the fewest columns, the noise's share taken out of the query's norms."""
+    b, size, near = seen.query.x.shape[0], screen.block, screen.near
+    coordinates = near.levels[0]
+    weights = weights_of(near, seen, coordinates, debias=True)
+    block = _blocks(screen, rows, seen.query, screen.first, near.span(coordinates), weights)
 
     def body(carry, step):
         best, where = carry
-        block = _block_of(screen.first, step, size)
-        head = product(plain[:, split:], block[:, split:], (1, 1)) + _block_of(screen.bias, step, size)
-        if labels is not None:
-            head = mask_labels(rows, seen.query, head, _block_of(labels, step, size))
-        both = product(bands, block[:, :split], (1, 1))
-        estimate = head + both[b:]
+        estimate = block(step)
         where = jnp.where(estimate > best, step, where)
-        return (jnp.maximum(best, estimate), where), head + both[:b]
+        return (jnp.maximum(best, estimate), where), None
 
     start = jnp.full((b, size), -jnp.inf, jnp.float32), jnp.zeros((b, size), jnp.int32)
-    steps = jnp.arange(screen.bias.shape[0] // size, dtype=jnp.int32)
-    (best, where), bounds = lax.scan(body, start, steps)
+    (best, where), _ = lax.scan(body, start, jnp.arange(screen.num_blocks, dtype=jnp.int32))
     column = lax.argmax(best, 1, jnp.int32)
     index = jnp.take_along_axis(where, column[:, None], 1)[:, 0] * jnp.int32(size) + column
-    return bounds, jnp.minimum(index, jnp.int32(rows.count - 1))
+    return jnp.minimum(index, jnp.int32(rows.count - 1))
 
 
-def later_pass(screen: Screen, rows: Rows, seen: Seen, coordinates: int) -> jax.Array:
-    """Bounds [steps, b, block] float32 with coordinates of the far table; `seen` is projected on all directions."""
-    size, columns = screen.block, screen.far.span(coordinates)
-    weights, labels = weights_of(screen.far, seen, coordinates), _row_labels(screen, rows)
+def find_survivors(
+    screen: Screen, rows: Rows, seen: Seen, level: int, threshold: Float[Array, "b"]
+) -> Survivors:
+    """The rows whose bound by pass number `level` reaches the threshold.
+
+    Far passes need `seen` projected on all directions. Only bits leave a block: bounds are never stored.
+    """
+    table, coordinates = screen.passes[level]
+    columns = screen.first if table is screen.near else table.columns
+    weights = weights_of(table, seen, coordinates)
+    block = _blocks(screen, rows, seen.query, columns, table.span(coordinates), weights)
+    lane = (jnp.uint32(1) << jnp.arange(LANES, dtype=jnp.uint32))[:, None]
 
     def body(_, step):
-        block = lax.dynamic_slice(
-            screen.far.columns,
-            (step * jnp.int32(size), jnp.int32(columns.start)),
-            (size, columns.stop - columns.start),
-        )
-        bounds = product(weights, block, (1, 1)) + _block_of(screen.bias, step, size)
-        if labels is not None:
-            bounds = mask_labels(rows, seen.query, bounds, _block_of(labels, step, size))
-        return None, bounds
+        reached = (block(step) >= threshold[:, None]).reshape(len(threshold), LANES, -1)
+        return None, jnp.sum(jnp.where(reached, lane, jnp.uint32(0)), 1, dtype=jnp.uint32)
 
-    return lax.scan(body, None, jnp.arange(screen.bias.shape[0] // size, dtype=jnp.int32))[1]
-
-
-def count_survivors(bounds: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Survivors per group of lanes, [steps, b, groups]."""
-    steps, b, size = bounds.shape
-    lanes = (bounds >= threshold[:, None]).reshape(steps, b, LANES, size // LANES)
-    return jnp.sum(lanes, 2, dtype=jnp.int32)
+    return lax.scan(body, None, jnp.arange(screen.num_blocks, dtype=jnp.int32))[1]

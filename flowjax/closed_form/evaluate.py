@@ -521,21 +521,21 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
                 lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, result
             )
 
-    return in_tiles(plan, tile, x, t, labels)
+    return in_tiles(plan.tile, tile, x, t, labels)
 
 
-def in_tiles(plan: Plan, tile: Callable[..., Result], x: Flat, t: PerQuery, labels: Indices | None) -> Result:
-    """Apply `tile` to at most `plan.tile` queries at a time."""
-    b = x.shape[0]
-    if b <= plan.tile:
-        return tile(x, t, labels)
-    num_tiles = -(-b // plan.tile)
-    padding = num_tiles * plan.tile - b
+def in_tiles(size: int, tile: Callable[..., Result], *queries) -> Result:
+    """Apply `tile` to at most `size` queries at a time; every leaf of `queries` has them first."""
+    b = jax.tree.leaves(queries)[0].shape[0]
+    if b <= size:
+        return tile(*queries)
+    num_tiles = -(-b // size)
+    padding = num_tiles * size - b
 
     def split(leaf):
         # Padding repeats the last query: its result is dropped.
         padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, 0)]) if padding else leaf
-        return padded.reshape(num_tiles, plan.tile, *leaf.shape[1:])
+        return padded.reshape(num_tiles, size, *leaf.shape[1:])
 
-    results = lax.map(lambda args: tile(*args), jax.tree.map(split, (x, t, labels)))
+    results = lax.map(lambda args: tile(*args), jax.tree.map(split, queries))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:b], results)

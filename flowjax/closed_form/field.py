@@ -213,13 +213,18 @@ class ClosedFormField:
 
     # -- evaluation -------------------------------------------------------------------------------------
 
-    def __call__(self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None) -> jax.Array:
+    def __call__(
+        self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None, *, hint: ArrayLike | None = None
+    ) -> jax.Array:
         """Velocity û(x, t).
 
         Args:
             x: [*batch, *event] floating queries.
             t: [*batch] or broadcastable to it, in [0, 1).
             labels: integers broadcastable to [*batch]: restrict each query to the points of its class.
+            hint: integers broadcastable to [*batch]: a point thought to be near, as `Posterior.argmax` counts
+                them (in training the row that x was made of, along a trajectory the last argmax). Spares "screened"
+                the search for one; a bad hint costs time and changes nothing else. The other methods ignore it.
 
         Returns:
             [*batch, *event], in x's dtype if that is float32 or float64, else float32.
@@ -229,29 +234,33 @@ class ClosedFormField:
                 are unknown, t outside [0, 1) is evaluated at the nearest time inside (0, or 1 − 2^-24 in float32),
                 and a label out of range or of an empty class gives NaN, as does a NaN anywhere.
         """
-        return self._evaluate(x, t, labels, scalars=False)[1]
+        return self._evaluate(x, t, labels, hint, scalars=False)[1]
 
-    def posterior(self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None) -> Posterior:
+    def posterior(
+        self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None, *, hint: ArrayLike | None = None
+    ) -> Posterior:
         """Everything about the posterior, in the same single pass. Arguments and errors as for a call."""
-        return Posterior(*self._evaluate(x, t, labels, scalars=True))
+        return Posterior(*self._evaluate(x, t, labels, hint, scalars=True))
 
-    def explain(self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None) -> Explanation:
+    def explain(
+        self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None, *, hint: ArrayLike | None = None
+    ) -> Explanation:
         """What an evaluation at these queries does: how many rows were looked at, and the bound. Evaluates them.
 
         Arguments and errors as for a call; not for use under a trace.
         """
-        posterior = self.posterior(x, t, labels)
+        posterior = self.posterior(x, t, labels, hint=hint)
         size = np.linalg.norm(
             np.asarray(posterior.velocity, np.float64).reshape(posterior.variance.size, -1), axis=1
         )
         bound = np.asarray(posterior.error_bound, np.float64)
-        x, t, labels, batch = self._check_queries(x, t, labels)
+        x, t, labels, hint, batch = self._check_queries(x, t, labels, hint)
         method = "streamed" if streamed.is_streamed(self._rows) else "dense"
         course = np.ones(batch, bool), *np.zeros((3, *batch), np.int32)
         if self._screen is not None and _plan(self, len(x), True).mesh is None:
             method = "screened"
             holds, *counts = jax.tree.map(
-                lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels)
+                lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels, hint)
             )
             course = ~holds, *counts
         dense, columns, survivors, evaluated = course
@@ -265,10 +274,10 @@ class ClosedFormField:
             relative_bound=bound / np.maximum(size.reshape(batch), np.finfo(np.float32).tiny),
         )
 
-    def _evaluate(self, x, t, labels, *, scalars: bool):
-        x, t, labels, batch = self._check_queries(x, t, labels)
+    def _evaluate(self, x, t, labels, hint, *, scalars: bool):
+        x, t, labels, hint, batch = self._check_queries(x, t, labels, hint)
         with streamed.reporting(self._rows):
-            flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
+            flat = _evaluate_jit(self, x, t, labels, hint, scalars=scalars)
             if streamed.is_streamed(self._rows):
                 jax.block_until_ready(flat)
         d_shape = self.event_shape
@@ -278,7 +287,7 @@ class ClosedFormField:
 
         return jax.tree.map(unflatten, flat)
 
-    def _check_queries(self, x, t, labels):
+    def _check_queries(self, x, t, labels, hint):
         event = self.event_shape
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -295,7 +304,12 @@ class ClosedFormField:
         if labels is not None:
             self.check_condition(labels)
             labels = _broadcast_to_batch(jnp.asarray(labels).astype(jnp.int32), batch, "labels")
-        return x, t, labels, batch
+        if hint is not None:
+            hint = jnp.asarray(hint)
+            if not jnp.issubdtype(hint.dtype, jnp.integer):
+                raise TypeError(f"hint must be integers, numbers of points, got {hint.dtype}")
+            hint = _broadcast_to_batch(hint.astype(jnp.int32), batch, "hint")
+        return x, t, labels, hint if self._screen is not None else None, batch
 
     def _check_times(self, t, dtype) -> jax.Array:
         if not isinstance(t, Tracer):
@@ -378,7 +392,7 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     )
 
 
-def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Evaluation:
+def _evaluate_flat(field: ClosedFormField, x, t, labels, hint, *, scalars: bool) -> Evaluation:
     plan = _plan(field, x.shape[0], scalars)
     # Traced times outside [0, 1) go to the nearest inside. Not jnp.clip, which halves the derivative at the ends.
     last = float(np.nextafter(np.ones((), t.dtype), np.zeros((), t.dtype)))
@@ -386,7 +400,7 @@ def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Ev
     if field._screen is None or plan.mesh is not None:
         result = evaluate(plan, field._rows, x, inside, labels)
     else:
-        result = evaluate_screened(plan, field._screen, field._rows, x, inside, labels)
+        result = evaluate_screened(plan, field._screen, field._rows, x, inside, labels, hint)
     if labels is None:
         return result
     valid = (labels >= 0) & (labels < field._rows.class_log_weights.shape[0])
@@ -402,9 +416,9 @@ def _evaluate_flat(field: ClosedFormField, x, t, labels, *, scalars: bool) -> Ev
 _evaluate_jit = jax.jit(_evaluate_flat, static_argnames=("scalars",))
 
 
-def _course(field: ClosedFormField, x, t, labels) -> Course:
+def _course(field: ClosedFormField, x, t, labels, hint) -> Course:
     assert field._screen is not None
-    return course_of(_plan(field, x.shape[0], True), field._screen, field._rows, x, t, labels)
+    return course_of(_plan(field, x.shape[0], True), field._screen, field._rows, x, t, labels, hint)
 
 
 _course_jit = jax.jit(_course)

@@ -9,10 +9,10 @@ and every band and the tail are bounded by the product of their norms. The two t
 basis and rounding: at most `row_defect` ‖x‖‖y‖ for the rows' and `query_defect` ‖x‖‖y‖ for the queries' part. Nothing
 here relies on P being good, only how few rows survive does: P holds the leading principal directions of a sample.
 
-Two tables hold the rows. The near one knows a quarter of the directions and serves the first pass over all rows: late
-in time, when few survive it, queries are never projected on the others. The far one knows all of them and serves the
-passes of queries that have too many rows left. Four bands cut every octave between a table's first level and its last
-direction, so that each level's columns (its bands, the tail, the squared norm, its coordinates) lie side by side.
+Two tables hold the rows. The near one knows a quarter of the directions and serves queries late in time, which are
+never projected on the others. The far one knows all of them and serves queries that would have too many rows left.
+Four bands cut every octave between a table's first level and its last direction, so that each level's columns (its
+bands, the tail, the squared norm, its coordinates) lie side by side.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from .dense import Rows, read_block, uses_direct_differences
 
 MAX_DIRECTIONS = 1024
 BANDS_PER_OCTAVE = 4
-LANES = 16
-"""Survivors are counted in groups of this many rows."""
+LANES = 32
+"""Rows whose survival is kept in one word."""
 
 _BLOCK = 1024
 _SAMPLE = 8192
@@ -79,7 +79,7 @@ class Screen:
 
     Attributes:
         basis: [chunks, chunk, K] float32, P with its d rows padded by zeros.
-        first: [M, columns of the near table's first level] float32, those columns once more, compact.
+        first: [M, columns of the near table's levels] float32, those columns once more, compact.
         near: fewer directions, for the first pass.
         far: all K directions, for the later ones.
         bias: [M] float32, log weights; −inf for padding.
@@ -100,9 +100,13 @@ class Screen:
         return min(_BLOCK, self.bias.shape[0])
 
     @property
-    def num_levels(self) -> int:
-        """Passes there are to choose from: the near table's first level, then the far table's levels."""
-        return 1 + len(self.far.levels)
+    def num_blocks(self) -> int:
+        return self.bias.shape[0] // self.block
+
+    @property
+    def passes(self) -> list[tuple[Table, int]]:
+        """What there is to choose from, table and coordinates, cheapest first."""
+        return [(table, k) for table in (self.near, self.far) for k in table.levels]
 
     @property
     def query_defect(self) -> float:
@@ -115,7 +119,7 @@ class Screen:
 def _near_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Levels, edges and number of coordinates of the near table, of K directions in all."""
     known = max(1, directions // 4)
-    levels = (max(1, known // 4),)
+    levels = tuple(sorted({max(1, known >> shift) for shift in (3, 2)}))
     return levels, _edges(levels, known), known
 
 
@@ -203,7 +207,7 @@ def make_screen(rows: Rows) -> Screen:
         padding = -rows.dimension % chunk
         chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, directions)
         row_defect = 1.01 * (2.0**-24 + delta)
-        first = near.columns[:, near.span(near.levels[0])]
+        first = near.columns[:, : near.span(near.levels[-1]).stop]
         return Screen(chunks, first, near, far, bias, round_up(delta), round_up(row_defect))
 
 

@@ -28,14 +28,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Array, Bool, Flat, Indices, PerQuery
+from flowjax.typing import Array, Bool, Flat, Float, Indices, PerQuery
 
 from . import moments as algebra
 from .bounds import (
     Seen,
-    count_survivors,
-    first_pass,
-    later_pass,
+    find_survivors,
+    guess_best,
     mask_labels,
     pair_rounding,
     project_far,
@@ -59,17 +58,20 @@ from .evaluate import (
     rounding_error,
     velocity_of,
 )
-from .screen import Screen, project
-from .survivors import Found, collect, pair_logits
+from .screen import Coefficients, Screen, project
+from .survivors import POOL, Found, collect, nothing_found, pair_logits
 
 TILE = 128
-_CHUNK = 128
-"""Queries that share a pass with the fewest columns; a quarter as many share the later ones."""
+_CHUNK = 64
+"""Queries that share a pass."""
 
 _SAMPLE = 1024
-_PAIR_COST = 36
-_EXACT_COST = 50
-"""Cost of an entry of a gathered row, bounded again or evaluated exactly, in multiply-adds of a dense product (CPU)."""
+_PASS_COST = 2.5
+_LOCATE_COST = 5e4
+_PAIR_COST = 120
+_EXACT_COST = 170
+"""Costs in multiply-adds of the dense product, by the clock on a CPU of two cores: of an entry of a pass, of finding a
+survivor, of an entry of a row bounded again, of one evaluated exactly."""
 _DENSE_CHUNK = 16
 _LARGE_DENSE_CHUNK = 64
 """Queries that share a dense pass of what screening does not hold for: many at once cost less each."""
@@ -79,9 +81,15 @@ def _take(tree, index: Indices):
     return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
 
 
-def _choose_level(screen: Screen, rows: Rows, seen: Seen, threshold, left) -> jax.Array:
-    """The pass that each query is cheapest with, [b] int32: 0 none but the first, then the far levels, then dense."""
-    n, d, (near, far) = rows.count, rows.dimension, (screen.near, screen.far)
+def _choose_pass(
+    screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"]
+) -> tuple[Indices, Coefficients]:
+    """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense.
+
+    A sample of the rows tells what a pass would leave. The queries are returned as well, projected on all directions
+    if any of them needs it (else zeros stand there).
+    """
+    n, d, b = rows.count, rows.dimension, threshold.shape[0]
     stride = -(-n // _SAMPLE)
     labels = None if rows.labels is None else rows.labels[::stride]
 
@@ -90,38 +98,49 @@ def _choose_level(screen: Screen, rows: Rows, seen: Seen, threshold, left) -> ja
         bounds = mask_labels(rows, seen.query, bounds + screen.bias[:n:stride], labels)
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
-    def compare(_):
+    def costs(table, seen):
+        again = survivors(table, seen, table.coordinates)  # what is evaluated exactly in the end
+        each = []
+        for k in table.levels:
+            span = table.span(k)
+            pooled = survivors(table, seen, k)
+            cost = _PASS_COST * n * (span.stop - span.start) + _EXACT_COST * d * again
+            cost += (_PAIR_COST * table.columns.shape[1] + _LOCATE_COST) * pooled
+            each.append(jnp.where(pooled > POOL / _CHUNK, jnp.inf, cost))
+        return jnp.stack(each, 1)
+
+    near, dense = costs(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
+    span = screen.far.span(screen.far.levels[0])
+    at_least = _PASS_COST * n * (span.stop - span.start) + _PAIR_COST * d * screen.far.directions
+
+    def consider_far(_):
         everywhere = project_far(screen, seen)
-        again = [survivors(near, seen, near.coordinates)]  # what is evaluated exactly in the end
-        again += [survivors(far, everywhere, far.coordinates)] * len(far.levels)
-        pooled = [left] + [survivors(far, everywhere, k) for k in far.levels]
-        width = [near.coordinates] + [far.coordinates] * len(far.levels)
-        columns = [0, *far.levels]
-        costs = [
-            n * 1.0 * k + _PAIR_COST * w * many + _EXACT_COST * d * few
-            for k, w, many, few in zip(columns, width, pooled, again, strict=True)
-        ]
-        costs.append(jnp.full_like(left, 2.0 * n * d))
-        return lax.argmin(jnp.stack(costs, 1).astype(jnp.float32), 1, jnp.int32)
+        return costs(screen.far, everywhere), everywhere.coefficients
 
-    left = left.astype(jnp.float64)  # products with costs leave int32
-    few = _PAIR_COST * near.coordinates * left <= n * 1.0 * far.levels[0]
-    return lax.cond(jnp.all(few), lambda _: jnp.zeros(left.shape, jnp.int32), compare, None)
+    def leave_out(_):
+        head = jnp.zeros((b, screen.far.directions), jnp.float64)
+        none = jnp.full((b, len(screen.far.levels)), jnp.inf)
+        return none, dataclasses.replace(seen.coefficients, head=head)
+
+    far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
+    level = lax.argmin(jnp.concatenate([near, far, dense], 1).astype(jnp.float32), 1, jnp.int32)
+    return level, coefficients
 
 
-class _State(NamedTuple):
-    """Per subquery: what the first pass decided and what was found."""
+class _Chosen(NamedTuple):
+    """Per subquery: what was decided about it before any pass."""
 
+    seen: Seen
+    everywhere: Coefficients
     reference: PerQuery
     cut: PerQuery
-    threshold: PerQuery
+    threshold: Float[Array, "b"]
     level: Indices
-    found: Found
 
 
-def _first(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule: Schedule) -> _State:
-    """Steps 1 to 4 of the module's text for one chunk."""
-    bounds, guess = first_pass(screen, rows, seen)
+def _choose(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule: Schedule, hint) -> _Chosen:
+    """Steps 1 to 3 of the module's text for one chunk."""
+    guess = guess_best(screen, rows, seen) if hint is None else hint
     b = guess.shape[0]
     logit, points = pair_logits(rows, seen.query, jnp.arange(b, dtype=jnp.int32), guess)
     velocity = query_norm(velocity_of(rows, x, schedule, points))
@@ -138,45 +157,44 @@ def _first(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule
     threshold = target + constant - seen.slack
     threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
     cut = threshold.astype(jnp.float64) + seen.slack - constant
-    groups = count_survivors(bounds, threshold)
-    left = jnp.sum(groups, (0, 2), dtype=jnp.int32)
-    level = _choose_level(screen, rows, seen, threshold, left)
+    level, everywhere = _choose_pass(screen, rows, seen, threshold)
     # Values that might leave float32 are no bounds.
     y = rows.max_norm.astype(jnp.float64)
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
     sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
-    level = jnp.where(sane, level, jnp.int32(screen.num_levels))
-    found = collect(screen, rows, seen, bounds, groups, threshold, level == 0, logit)
-    level = jnp.where((level == 0) & ~found.complete, jnp.int32(screen.num_levels), level)
-    return _State(logit, cut, threshold, level, found)
+    level = jnp.where(sane, level, jnp.int32(len(screen.passes)))
+    return _Chosen(seen, everywhere, logit, cut, threshold, level)
 
 
-def _later(plan: Plan, screen: Screen, rows: Rows, seen: Seen, state: _State) -> _State:
-    """Another pass for the queries whose level is neither the first nor dense."""
-    b, num_levels = state.level.shape[0], screen.num_levels
-    size = min(_CHUNK // 4, b)
-    open_ = (state.level > 0) & (state.level < num_levels)
-    order = jnp.argsort(jnp.where(open_, state.level, num_levels), stable=True).astype(jnp.int32)
+def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
+    """Step 4: a pass for every query that is not for dense, in chunks of the same or a similar one."""
+    b, passes = chosen.level.shape[0], screen.passes
+    size = min(_CHUNK, b)
+    order = jnp.argsort(chosen.level, stable=True).astype(jnp.int32)
     order = jnp.pad(order, (0, size), constant_values=b)
-    count = jnp.sum(open_, dtype=jnp.int32)
+    count = jnp.sum(chosen.level < len(passes), dtype=jnp.int32)
 
     def body(carry):
         done, found = carry
         index = lax.dynamic_slice_in_dim(order, done, size)
         wanted = done + jnp.arange(size, dtype=jnp.int32) < count
-        clipped = jnp.minimum(index, jnp.int32(b - 1))
-        chunk, now = project_far(screen, _take(seen, clipped)), _take(state, clipped)
-        level = jnp.max(jnp.where(wanted, now.level, 1))
-        passes = [functools.partial(later_pass, screen, rows, chunk, k) for k in screen.far.levels]
-        bounds = lax.switch(level - 1, passes)
-        groups = count_survivors(bounds, now.threshold)
-        new = collect(screen, rows, chunk, bounds, groups, now.threshold, wanted, now.reference)
+        now = _take(chosen, jnp.minimum(index, jnp.int32(b - 1)))
+        everywhere = now.seen._replace(coefficients=now.everywhere)
+        level = jnp.max(jnp.where(wanted, now.level, 0))
+
+        def run(number):
+            seen = now.seen if number < len(screen.near.levels) else everywhere
+            return find_survivors(screen, rows, seen, number, now.threshold)
+
+        bits = lax.switch(level, [functools.partial(run, number) for number in range(len(passes))])
+        far = level >= len(screen.near.levels)
+        new = collect(screen, rows, now.seen, everywhere, far, bits, now.threshold, wanted, now.reference)
         target = jnp.where(wanted, index, jnp.int32(b))
         found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
         return done + jnp.int32(size), found
 
-    _, found = lax.while_loop(lambda carry: carry[0] < count, body, (jnp.int32(0), state.found))
-    return state._replace(found=found)
+    start = jnp.int32(0), nothing_found(rows, b)
+    return lax.while_loop(lambda carry: carry[0] < count, body, start)[1]
 
 
 def _in_chunks(function, arguments, size: int):
@@ -198,7 +216,7 @@ class Course(NamedTuple):
     evaluated: Indices
 
 
-def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[Evaluation, Course]:
+def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> tuple[Evaluation, Course]:
     """Evaluation of a tile, and what came of it. Inside the float64 island."""
     path, b = plan.path, x.shape[0]
     x, t = x.astype(jnp.float64), t.astype(jnp.float64)
@@ -218,24 +236,24 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[
         whole = jnp.stack([x, flip(x)], 1).reshape(2 * b, -1)
     coefficients = project(screen, sub.x, screen.near.directions)
     seen = Seen(sub, coefficients, sub.alpha / sub.sigma**2, slack_of(screen, rows, sub, coefficients))
-    state = _in_chunks(
-        lambda *chunk: _first(plan, screen, rows, *chunk),
-        (seen, whole, sub_schedule),
-        min(_CHUNK, copies * b),
+    if hint is not None:
+        hint = jnp.repeat(hint % jnp.int32(rows.count), copies)
+    chosen = _in_chunks(
+        lambda *chunk: _choose(plan, screen, rows, *chunk), (seen, whole, sub_schedule, hint), TILE
     )
-    state = _later(plan, screen, rows, seen, state)
+    found = _find(screen, rows, chosen)
 
-    total, index, complete = state.found.moments, state.found.best, state.found.complete
-    reference, cut = state.reference[::copies], state.cut[::copies]
+    total, index, complete = found.moments, found.best, found.complete
+    reference, cut = chosen.reference[::copies], chosen.cut[::copies]
     if copies == 2:
-        plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s::2], state.found) for s in (0, 1))
+        plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s::2], found) for s in (0, 1))
         unflipped = dataclasses.replace(mirrored.moments, weighted_sum=flip(mirrored.moments.weighted_sum))
         total = algebra.merge(plain.moments, unflipped)
         first = plain.moments.max >= mirrored.moments.max
         index = jnp.where(first, plain.best, mirrored.best + jnp.int32(rows.count))
         complete = plain.complete & mirrored.complete
-        cut = jnp.maximum(cut, state.cut[1::2])
-    evaluated = jnp.sum(state.found.evaluated.reshape(b, copies), 1, dtype=jnp.int32)
+        cut = jnp.maximum(cut, chosen.cut[1::2])
+    evaluated = jnp.sum(found.evaluated.reshape(b, copies), 1, dtype=jnp.int32)
     log_normaliser = total.max + jnp.log(total.normaliser)
     gap = jnp.maximum(cut, reference - RELEVANT) - log_normaliser + pair_rounding(rows, query)
     dropped = 2 * num_seen(plan, rows) * jnp.exp(jnp.minimum(gap, 700.0))
@@ -248,8 +266,8 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels) -> tuple[
     holds = complete & (bound <= plan.tolerance * query_norm(result.velocity))
     if plan.settings.scalars:
         result = result._replace(argmax=index, error_bound=bound)
-    columns = jnp.asarray([screen.near.levels[0], *screen.far.levels, 0], jnp.int32)[state.level]
-    survivors = jnp.sum(state.found.pooled.reshape(b, copies), 1, dtype=jnp.int32)
+    columns = jnp.asarray([*(k for _, k in screen.passes), 0], jnp.int32)[chosen.level]
+    survivors = jnp.sum(found.pooled.reshape(b, copies), 1, dtype=jnp.int32)
     return result, Course(holds, jnp.max(columns.reshape(b, copies), 1), survivors, evaluated)
 
 
@@ -295,42 +313,47 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
     return chunks(_DENSE_CHUNK, carry)[1]
 
 
-def course_of(plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None) -> Course:
+def course_of(
+    plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None, hint: Indices | None
+) -> Course:
     """What `evaluate_screened` does with the same arguments, before the dense pass takes what is left."""
 
-    def tile(x, t, labels):
+    def tile(*queries):
         with jax.enable_x64(True):
-            return _screen_tile(plan, screen, rows, x, t, labels)[1]
+            return _screen_tile(plan, screen, rows, *queries)[1]
 
-    return in_tiles(dataclasses.replace(plan, tile=TILE), tile, x, t, labels)
+    return in_tiles(TILE, tile, x, t, labels, hint)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def evaluate_screened(
-    plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None
+    plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None, hint: Indices | None
 ) -> Evaluation:
-    """As `evaluate`, by screening: x [b, d], t [b] inside [0, 1), labels [b] or None; Evaluation in x's dtype."""
+    """As `evaluate`, by screening: x [b, d], t [b] inside [0, 1), labels and hint [b] or None.
+
+    A hint is the number of a point thought to be near, as `argmax` counts them; a bad one costs time. Evaluation in
+    x's dtype.
+    """
     if x.shape[0] == 0:
         return evaluate(plan, rows, x, t, labels)
-    tile_plan = dataclasses.replace(plan, tile=TILE)
 
-    def tile(x, t, labels):
+    def tile(x, t, labels, hint):
         with jax.enable_x64(True):
-            result, course = _screen_tile(plan, screen, rows, x, t, labels)
+            result, course = _screen_tile(plan, screen, rows, x, t, labels, hint)
             result = jax.tree.map(
                 lambda leaf: leaf.astype(x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
                 result,
             )
             return _with_fallback(plan, rows, x, t, labels, result, course.holds)
 
-    return in_tiles(tile_plan, tile, x, t, labels)
+    return in_tiles(TILE, tile, x, t, labels, hint)
 
 
 @evaluate_screened.defjvp
 def _evaluate_screened_jvp(plan: Plan, primals, tangents):
     """Values of screening, derivatives of the dense pass; the data is a constant."""
-    screen, rows, x, t, labels = primals
-    _, _, x_dot, t_dot, _ = tangents
-    result = evaluate_screened(plan, screen, rows, x, t, labels)
+    screen, rows, x, t, labels, hint = primals
+    _, _, x_dot, t_dot, *_ = tangents
+    result = evaluate_screened(plan, screen, rows, x, t, labels, hint)
     _, result_dot = jax.jvp(lambda x, t: evaluate(plan, rows, x, t, labels), (x, t), (x_dot, t_dot))
     return result, result_dot

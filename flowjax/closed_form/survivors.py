@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Array, Bool, Flat, Indices, Int, PerQuery, typed
+from flowjax.typing import Array, Bool, Flat, Float, Indices, PerQuery, typed
 
 from . import moments as algebra
-from .bounds import Seen, project_far, weights_of
+from .bounds import Seen, Survivors, project_far, weights_of
 from .dense import Query, Rows
 from .evaluate import RELEVANT
 from .moments import Moments, Scalars
 from .refine import gather_points
 from .screen import LANES, Screen, Table
 
-_POOL = 1 << 15
+POOL = 1 << 16
 _SLOTS = 256
 _EXACT = 32
 _MANY = 16
@@ -37,6 +37,13 @@ class Found(NamedTuple):
     evaluated: Indices
 
 
+def nothing_found(rows: Rows, b: int) -> Found:
+    """What is known before anything was looked for: nothing is complete."""
+    moments = algebra.empty(b, rows.dimension, jnp.float64, scalars=True)
+    none = jnp.zeros(b, jnp.int32)
+    return Found(moments, none, jnp.zeros(b, bool), none, none)
+
+
 @typed
 def pair_logits(rows: Rows, query: Query, which: Indices, index: Indices) -> tuple[PerQuery, Flat]:
     """Exact logits of rows `index` seen from queries `which`, and the rows; float64."""
@@ -50,20 +57,13 @@ def pair_logits(rows: Rows, query: Query, which: Indices, index: Indices) -> tup
     return value, points
 
 
-class _Slots(NamedTuple):
-    """Where the p-th survivor is: survivors per (query, block) accumulated, and per group of lanes."""
-
-    accumulated: Int[Array, "q"]
-    groups: Int[Array, "steps b groups"]
-
-
-def _locate(bounds, threshold, slots: _Slots, position) -> tuple[jax.Array, jax.Array]:
-    """Query and row of the survivors number `position`."""
-    steps, _, size = bounds.shape
-    cell = jnp.searchsorted(slots.accumulated, position, side="right").astype(jnp.int32)
-    cell = jnp.minimum(cell, jnp.int32(slots.accumulated.shape[0] - 1))
-    before = jnp.where(cell > 0, slots.accumulated[cell - 1], 0)
-    which, step = cell // jnp.int32(steps), cell % jnp.int32(steps)
+def _locate(bits: Survivors, accumulated: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Query and row of the survivors number `position`; accumulated: [b blocks] survivors, blocks last."""
+    blocks, _, num_groups = bits.shape
+    cell = jnp.searchsorted(accumulated, position, side="right").astype(jnp.int32)
+    cell = jnp.minimum(cell, jnp.int32(accumulated.shape[0] - 1))
+    before = jnp.where(cell > 0, accumulated[cell - 1], 0)
+    which, block = cell // jnp.int32(blocks), cell % jnp.int32(blocks)
 
     def nth(counts, n):
         sums = jnp.cumsum(counts, 1, dtype=jnp.int32)
@@ -72,12 +72,11 @@ def _locate(bounds, threshold, slots: _Slots, position) -> tuple[jax.Array, jax.
         held = jnp.take_along_axis(sums - counts, place[:, None], 1)[:, 0]
         return place, n - held
 
-    group, left = nth(slots.groups[step, which], position - before)
-    offsets = group[:, None] + jnp.arange(LANES, dtype=jnp.int32) * jnp.int32(size // LANES)
-    inside = bounds[step[:, None], which[:, None], offsets] >= threshold[which][:, None]
-    lane, _ = nth(inside.astype(jnp.int32), left)
-    row = step * jnp.int32(size) + group + lane * jnp.int32(size // LANES)
-    return which, row
+    words = bits[block, which]
+    group, left = nth(lax.population_count(words).astype(jnp.int32), position - before)
+    word = jnp.take_along_axis(words, group[:, None], 1)
+    lane, _ = nth(((word >> jnp.arange(LANES, dtype=jnp.uint32)) & jnp.uint32(1)).astype(jnp.int32), left)
+    return which, block * jnp.int32(num_groups * LANES) + group + lane * jnp.int32(num_groups)
 
 
 def _append(pool, length, keep, values):
@@ -88,58 +87,82 @@ def _append(pool, length, keep, values):
     return pool, length + jnp.sum(keep, dtype=jnp.int32)
 
 
-def collect(screen: Screen, rows: Rows, seen: Seen, bounds, groups, threshold, wanted, reference) -> Found:
+def collect(
+    screen: Screen,
+    rows: Rows,
+    seen: Seen,
+    everywhere: Seen,
+    far: Bool[Array, ""],
+    bits: Survivors,
+    threshold: Float[Array, "b"],
+    wanted: Bool[Array, "b"],
+    reference: PerQuery,
+) -> Found:
     """Moments of every wanted query's rows with a bound at or above its threshold.
 
     Args:
-        seen: projected on the near table's directions or on all of them; what the pass left is bounded once more with
-            all coordinates of that table, and with the far one's if much is left.
-        bounds: [steps, b, block] float32 and their number per group of lanes, [steps, b, groups].
-        threshold: [b] float32.
+        seen: projected on the near table's directions.
+        everywhere: projected on all directions; only read where the pass was a far one.
+        far: whether it was.
+        bits: what the pass left. With all coordinates of the near table it is bounded again, and with the far one's
+            if much is left of that, or if the pass was a far one.
+        threshold: [b].
         wanted: [b].
         reference: [b] float64, a logit the best one is not below.
     """
     b = threshold.shape[0]
-    per_cell = jnp.where(wanted[:, None], jnp.sum(groups, 2, dtype=jnp.int32).T, 0)
+    counts = jnp.sum(lax.population_count(bits).astype(jnp.int32), 2, dtype=jnp.int32)
+    per_cell = jnp.where(wanted[:, None], counts.T, 0)
     pooled = jnp.sum(per_cell, 1, dtype=jnp.int32)
-    complete = wanted & (jnp.cumsum(pooled, dtype=jnp.int32) <= _POOL)
+    complete = wanted & (jnp.cumsum(pooled, dtype=jnp.int32) <= POOL)
     per_cell = jnp.where(complete[:, None], per_cell, 0)
     accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
-    slots, total = _Slots(accumulated, groups), accumulated[-1]
-    zero, none = jnp.int32(0), jnp.zeros(_POOL + _SLOTS, jnp.int32)
+    zero, none = jnp.int32(0), jnp.zeros(POOL + _SLOTS, jnp.int32)
 
-    def bound_again(table: Table, weights, members, total):
-        """Pool of those of `total` members, (query, row) by position, that a table's bounds leave."""
-        columns = table.span(table.coordinates)
+    def filtered(members, total, keep):
+        """Pool of those of `total` members, (query, row) by position, that are to be kept."""
 
         def body(state):
             done, length, pool = state
             position = done + jnp.arange(_SLOTS, dtype=jnp.int32)
             which, row = members(position)
             row = jnp.minimum(row, jnp.int32(rows.count - 1))
-            better = jnp.sum(table.columns[row, columns] * weights[which], 1) + screen.bias[row]
-            keep = (position < total) & (better >= threshold[which])
-            pool, length = _append(pool, length, keep, (which, row))
+            kept = (position < total) & keep(which, row)
+            pool, length = _append(pool, length, kept, (which, row))
             return done + jnp.int32(_SLOTS), length, pool
 
         _, length, pool = lax.while_loop(lambda state: state[0] < total, body, (zero, zero, (none, none)))
         return length, pool
 
-    def located(position):
-        return _locate(bounds, threshold, slots, position)
+    def bound_again(table: Table, seen: Seen, length, pool):
+        weights, columns = weights_of(table, seen, table.coordinates), table.span(table.coordinates)
 
-    near = seen.coefficients.head.shape[1] < screen.far.directions
-    table = screen.near if near else screen.far
-    length, pool = bound_again(table, weights_of(table, seen, table.coordinates), located, total)
-    if near:
+        def keep(which, row):
+            better = jnp.sum(table.columns[row, columns] * weights[which], 1) + screen.bias[row]
+            return better >= threshold[which]
 
-        def far(_):
-            weights = weights_of(screen.far, project_far(screen, seen), screen.far.coordinates)
-            return bound_again(
-                screen.far, weights, lambda position: (pool[0][position], pool[1][position]), length
-            )
+        return filtered(lambda position: (pool[0][position], pool[1][position]), length, keep)
 
-        length, pool = lax.cond(length > _MANY * b, far, lambda _: (length, pool), None)
+    located = filtered(
+        lambda position: _locate(bits, accumulated, position), accumulated[-1], lambda which, row: True
+    )
+    pooled_near = lax.cond(
+        far | (located[0] <= b),
+        lambda _: located,
+        lambda _: bound_again(screen.near, seen, *located),
+        None,
+    )
+
+    def project_and_bound(_):
+        whole = lax.cond(far, lambda _: everywhere, lambda _: project_far(screen, seen), None)
+        return bound_again(screen.far, whole, *pooled_near)
+
+    length, pool = lax.cond(
+        (far & (located[0] > b)) | (pooled_near[0] > _MANY * b),
+        project_and_bound,
+        lambda _: pooled_near,
+        None,
+    )
     whose, which_row = pool
 
     used = jnp.arange(whose.shape[0], dtype=jnp.int32) < length

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import flowjax as fj
 from flowjax import paths
 from flowjax.closed_form import oracle
 
@@ -60,3 +61,18 @@ def nearest_neighbour(data: np.ndarray, count: int) -> np.ndarray:
     distances = (points[:count] ** 2).sum(1)[:, None] + (points**2).sum(1) - 2 * points[:count] @ points.T
     distances[np.arange(count), np.arange(count)] = np.inf
     return distances.argmin(1)
+
+
+def on_path(data, noise, t):
+    """(1 − t) noise + t data for the first rows of the data, t [] or [b]."""
+    t = np.broadcast_to(np.asarray(t, np.float32), len(noise)).reshape(-1, *[1] * (data.ndim - 1))
+    return (1 - t) * noise + t * data[: len(noise)]
+
+
+def holds(data, x, t, **options):
+    """The posterior by screening, its bound checked against the oracle."""
+    posterior = fj.ClosedFormField(data, method="screened", **options).posterior(x, t)
+    expected = oracle_posterior(data, x, t).velocity
+    error = np.linalg.norm(flat(posterior.velocity) - expected, axis=1)
+    assert np.all(error <= np.asarray(posterior.error_bound, np.float64))
+    return posterior

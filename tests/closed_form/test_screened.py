@@ -6,27 +6,21 @@ import jax
 import numpy as np
 import pytest
 import test_dense
-from support import flat, natural_patches, nearest_neighbour, normal, oracle_posterior
+from support import holds, nearest_neighbour, normal, on_path
 from test_dense import PATHS
 
 import flowjax as fj
+from flowjax.closed_form import screened
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
 
 
-def on_path(data, noise, t):
-    t = np.broadcast_to(np.asarray(t, np.float32), len(noise)).reshape(-1, *[1] * (data.ndim - 1))
-    return (1 - t) * noise + t * data[: len(noise)]
-
-
-def holds(data, x, t, **options):
-    """The bound, and the tolerance or the bound of the dense pass."""
-    posterior = fj.ClosedFormField(data, method="screened", **options).posterior(x, t)
-    expected = oracle_posterior(data, x, t).velocity
-    error = np.linalg.norm(flat(posterior.velocity) - expected, axis=1)
-    assert np.all(error <= np.asarray(posterior.error_bound, np.float64))
-    return posterior
+@pytest.fixture(autouse=True)
+def always_screened(monkeypatch):
+    """On data as small as here the dense pass is nearly always cheaper: count survivors only, so that it never is."""
+    for cost, value in {"_PASS_COST": 0, "_LOCATE_COST": 0, "_PAIR_COST": 1, "_EXACT_COST": 1}.items():
+        monkeypatch.setattr(screened, cost, value)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -94,26 +88,6 @@ def test_no_bound_is_broken(name, data):
     holds(data, x, np.tile(times, 3))
 
 
-@pytest.mark.slow
-def test_natural_pictures_keep_the_tolerance():
-    """In truth everywhere, and by certificate where screening holds: the dense pass's own bound is a worst case."""
-    data = natural_patches(3000)
-    field = fj.ClosedFormField(data, method="screened")
-    noise, partner = normal(1, 16, *data.shape[1:]), nearest_neighbour(data, 16)
-    held = 0
-    for t in TIMES:
-        x = on_path(data, noise, t)
-        posterior = holds(data, x, t)
-        expected = oracle_posterior(data, x, t).velocity
-        speed = np.linalg.norm(expected, axis=1)
-        assert np.all(np.linalg.norm(flat(posterior.velocity) - expected, axis=1) <= 1e-5 * speed)
-        screened = ~field.explain(x, t).dense
-        held += screened.sum()
-        assert np.all(np.asarray(posterior.error_bound)[screened] <= 1e-5 * speed[screened])
-        holds(data, t * (data[:16] + data[partner]) / 2, t)
-    assert held >= 64  # from t = .8 on everything
-
-
 def test_transformations():
     data, t = normal(0, 97, 20), np.float32([0.1, 0.3, 0.5, 0.7, 0.9])
     x, direction = on_path(data, normal(1, 5, 20), t), normal(2, 5, 20)
@@ -141,19 +115,6 @@ def test_sharded_data_is_refused():
     data = jax.device_put(normal(0, 64, 20), jax.NamedSharding(mesh, jax.P("data")))
     with pytest.raises(ValueError, match="sharded over a mesh"):
         fj.ClosedFormField(data, method="screened")
-
-
-def test_explain_tells_how_queries_were_evaluated():
-    data, t = normal(0, 1301, 64), np.repeat(np.float32([0.0, 0.95]), 3)
-    field = fj.ClosedFormField(data, method="screened")
-    report = field.explain(on_path(data, normal(1, 6, 64), t), t)
-    assert report.dense.tolist() == [True] * 3 + [False] * 3  # at t = 0 every row weighs the same
-    assert report.evaluated[3:].min() >= 1
-    assert report.evaluated.max() < 100
-    assert report.columns[3:].min() > 0
-    assert report.relative_bound[3:].max() <= 1e-5
-    assert "3 by the dense pass, 3 by screening" in str(report)
-    assert "'dense'" in str(fj.ClosedFormField(data, method="dense").explain(data[:2], 0.5))
 
 
 def test_no_queries():
