@@ -72,9 +72,11 @@ _PAIR_COST = 120
 _EXACT_COST = 170
 """Costs in multiply-adds of the dense product, by the clock on a CPU of two cores: of an entry of a pass, of finding a
 survivor, of an entry of a row bounded again, of one evaluated exactly."""
-_DENSE_CHUNK = 16
-_LARGE_DENSE_CHUNK = 64
-"""Queries that share a dense pass of what screening does not hold for: many at once cost less each."""
+
+_DENSE_CHUNKS = ((48, 32), (16, 4), (4, 0))
+"""Queries that share a dense pass of what screening does not hold for, taken while more than so many are left: many at
+once cost less each (CPU)."""
+_SETUP = 16
 
 
 def _take(tree, index: Indices):
@@ -106,7 +108,7 @@ def _choose_pass(
             pooled = survivors(table, seen, k)
             cost = _PASS_COST * n * (span.stop - span.start) + _EXACT_COST * d * again
             cost += (_PAIR_COST * table.columns.shape[1] + _LOCATE_COST) * pooled
-            each.append(jnp.where(pooled > POOL / _CHUNK, jnp.inf, cost))
+            each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
         return jnp.stack(each, 1)
 
     near, dense = costs(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
@@ -123,6 +125,17 @@ def _choose_pass(
         return none, dataclasses.replace(seen.coefficients, head=head)
 
     far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
+    # A pass for few costs about as much as for _SETUP more: nobody takes a whole one for himself alone.
+    least_near, least_far = (jnp.min(costs, 1, keepdims=True) for costs in (near, far))
+
+    def shared(costs, least, others):
+        count = jnp.sum(least < others, dtype=jnp.float64)
+        return costs * (1 + _SETUP / jnp.maximum(count, 1))
+
+    dense, far = (
+        shared(dense, dense, jnp.minimum(least_near, least_far)),
+        shared(far, least_far, jnp.minimum(least_near, dense)),
+    )
     level = lax.argmin(jnp.concatenate([near, far, dense], 1).astype(jnp.float32), 1, jnp.int32)
     return level, coefficients
 
@@ -187,8 +200,7 @@ def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
             return find_survivors(screen, rows, seen, number, now.threshold)
 
         bits = lax.switch(level, [functools.partial(run, number) for number in range(len(passes))])
-        far = level >= len(screen.near.levels)
-        new = collect(screen, rows, now.seen, everywhere, far, bits, now.threshold, wanted, now.reference)
+        new = collect(screen, rows, now.seen, everywhere, level, bits, now.threshold, wanted, now.reference)
         target = jnp.where(wanted, index, jnp.int32(b))
         found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
         return done + jnp.int32(size), found
@@ -280,7 +292,7 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
     def dense(index):
         return evaluate(plan, rows, x[index], t[index], None if labels is None else labels[index])
 
-    if b <= _DENSE_CHUNK:
+    if b <= _DENSE_CHUNKS[-1][0]:
         everything = jnp.arange(b, dtype=jnp.int32)
         return lax.cond(
             count > 0,
@@ -292,7 +304,7 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
             lambda: result,
         )
 
-    def chunks(size, carry):
+    def chunks(size, spared, carry):
         padded = jnp.pad(order, (0, size), constant_values=b)
 
         def body(carry):
@@ -303,14 +315,13 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
             result = jax.tree.map(lambda old, part: old.at[index].set(part, mode="drop"), result, new)
             return done + jnp.int32(size), result
 
-        # Large chunks cost less a query: the small one takes what is left of them.
-        limit = count if size == _DENSE_CHUNK else count - jnp.int32(size // 2)
-        return lax.while_loop(lambda carry: carry[0] < limit, body, carry)
+        return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
 
     carry = jnp.int32(0), result
-    if b > 2 * _DENSE_CHUNK:
-        carry = chunks(min(b, _LARGE_DENSE_CHUNK), carry)
-    return chunks(_DENSE_CHUNK, carry)[1]
+    for size, spared in ((b, 3 * b // 4), *_DENSE_CHUNKS):
+        if size < b or spared > 0:
+            carry = chunks(size, spared, carry)
+    return carry[1]
 
 
 def course_of(

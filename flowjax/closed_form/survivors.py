@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Array, Bool, Flat, Float, Indices, PerQuery, typed
+from flowjax.typing import Array, Bool, Flat, Float, Indices, Int, PerQuery, typed
 
 from . import moments as algebra
 from .bounds import Seen, Survivors, project_far, weights_of
@@ -19,7 +19,7 @@ from .moments import Moments, Scalars
 from .refine import gather_points
 from .screen import LANES, Screen, Table
 
-POOL = 1 << 16
+POOL = 1 << 18
 _SLOTS = 256
 _EXACT = 32
 _MANY = 16
@@ -92,7 +92,7 @@ def collect(
     rows: Rows,
     seen: Seen,
     everywhere: Seen,
-    far: Bool[Array, ""],
+    level: Int[Array, ""],
     bits: Survivors,
     threshold: Float[Array, "b"],
     wanted: Bool[Array, "b"],
@@ -103,14 +103,15 @@ def collect(
     Args:
         seen: projected on the near table's directions.
         everywhere: projected on all directions; only read where the pass was a far one.
-        far: whether it was.
-        bits: what the pass left. With all coordinates of the near table it is bounded again, and with the far one's
-            if much is left of that, or if the pass was a far one.
+        level: number of the pass.
+        bits: what it left, bounded again with all coordinates of the pass's table, and with the far one's if much is
+            left of that.
         threshold: [b].
         wanted: [b].
         reference: [b] float64, a logit the best one is not below.
     """
     b = threshold.shape[0]
+    far, everything = level >= len(screen.near.levels), level == len(screen.passes) - 1
     counts = jnp.sum(lax.population_count(bits).astype(jnp.int32), 2, dtype=jnp.int32)
     per_cell = jnp.where(wanted[:, None], counts.T, 0)
     pooled = jnp.sum(per_cell, 1, dtype=jnp.int32)
@@ -158,7 +159,7 @@ def collect(
         return bound_again(screen.far, whole, *pooled_near)
 
     length, pool = lax.cond(
-        (far & (located[0] > b)) | (pooled_near[0] > _MANY * b),
+        ~everything & (pooled_near[0] > jnp.where(far, b, _MANY * b)),
         project_and_bound,
         lambda _: pooled_near,
         None,
