@@ -1,0 +1,163 @@
+"""flowjax beside what else computes the field: how long each takes, and how wrong each is, in one interleaved run.
+
+Every peer of `methods.PEERS` at every shape of `problems.POINTS`, float32, Linear path, t = 0.5, queries on the path.
+Times are divided by the time of flowjax's dense pass in the same run; errors are the largest ‖v − û‖/‖û‖ over the
+queries against double precision. KeOps, the broadcast and scikit-learn are timed on a few of the queries and scaled to
+all of them (`scaled_by`): their cost is proportional to the number of queries. Beside them stand the machine's own
+limits: the rate of the field's two products and of a square one, of exponentials, and of copying memory.
+
+A peer whose package is missing, or that fails, keeps its row with the reason. `pip install -e ".[bench]"` brings all.
+"""
+
+import dataclasses
+import gc
+import importlib.metadata
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from flowjax.closed_form.shapes import SHAPES
+
+from .. import harness
+from .methods import DENSE, PEERS, Peer, threads
+from .problems import POINTS, Problem, named, truth
+
+_PACKAGES = ("torch", "pykeops", "deepinv", "faiss-cpu", "scikit-learn")
+_LIMITS = ("both products", "square product", "exponentials", "copy")
+
+
+def run(*, rounds: int = 5) -> dict[str, Any]:
+    """All shapes; see the module's docstring."""
+    shapes = []
+    for name in POINTS:
+        shapes.append(compare(named(name), rounds=rounds))
+        print(f"{name}: done", flush=True)
+        gc.collect()
+    return {
+        "benchmark": "peers",
+        "machine": harness.machine() | {"threads": threads()},
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "rounds": rounds,
+        "truth": "flowjax, precision float64, float64 queries",
+        "shapes": shapes,
+    }
+
+
+def compare(problem: Problem, *, rounds: int, peers: tuple[Peer, ...] = PEERS) -> dict[str, Any]:
+    """One shape: all peers that can run, and the machine's limits, interleaved."""
+    (n, d), b = problem.data.shape, len(problem.x)
+    true = dict(zip(("velocity", "log density"), truth(problem), strict=True))
+    rows, cases = [], []
+    for peer in peers:
+        if peer.dimensions[0] <= d <= peer.dimensions[1]:
+            row, case = _prepare(peer, problem, true)
+            rows.append(row)
+            cases += [case] if case else []
+    limits = [
+        harness.both_products_case("both products", jnp.asarray(problem.x), jnp.asarray(problem.data)),
+        harness.product_case("square product", 2048, 2048, 2048),
+        harness.exponentials_case("exponentials", b, n),
+        harness.copy_case("copy"),
+    ]
+    seconds = harness.measure([*cases, *limits], rounds=rounds)
+    product_rate = problem.flop / seconds["both products"]
+    for row in rows:
+        if row["name"] in seconds:
+            row["seconds"] = seconds[row["name"]] * row["scaled_by"]
+            row["time_against_dense"] = row["seconds"] / seconds[DENSE.name]
+            row["share_of_product_rate"] = problem.flop / row["seconds"] / product_rate
+    return {
+        "name": problem.name,
+        "points": n,
+        "published_points": SHAPES[problem.name].num_points if problem.name in SHAPES else None,
+        "dimension": d,
+        "queries": b,
+        "limits": {
+            "both_products_gigaflop_per_second": product_rate / 1e9,
+            "square_product_gigaflop_per_second": limits[1].flop / seconds["square product"] / 1e9,
+            "exponentials_per_second": b * n / seconds["exponentials"],
+            "copy_gigabyte_per_second": limits[3].bytes / seconds["copy"] / 1e9,
+        },
+        "limit_seconds": {name: seconds[name] for name in _LIMITS},
+        "peers": rows,
+    }
+
+
+def _prepare(
+    peer: Peer, problem: Problem, true: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], harness.Case | None]:
+    """The peer's row, with its error, and its case; the row alone, with the reason, if it cannot run."""
+    asked = problem
+    if peer.few:
+        asked = dataclasses.replace(problem, x=problem.x[: problem.few])
+    row: dict[str, Any] = {
+        "name": peer.name,
+        "answer": peer.answer,
+        "queries": len(asked.x),
+        "scaled_by": len(problem.x) / len(asked.x),
+    }
+    try:
+        function = peer.prepare(asked)
+        found = np.asarray(function(), np.float64)
+    except Exception as error:  # whatever a package that does not fit this machine comes up with
+        missing = isinstance(error, ModuleNotFoundError) and peer.package is not None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        row["missing"] = (
+            f"not installed: pip install {peer.package}" if missing else f"not available: {reason[:300]}"
+        )
+        return row, None
+    expected = true[peer.answer][: len(asked.x)]
+    if peer.answer == "velocity":
+        error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        row["largest_relative_error"] = float(error.max())
+    else:
+        row["largest_error_nats"] = float(np.abs(found - expected).max())
+    return row, harness.Case(peer.name, function)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people: a column a shape, time beside error."""
+    shapes = result["shapes"]
+    names = list(dict.fromkeys(row["name"] for shape in shapes for row in shape["peers"]))
+    header = [
+        "time against dense; error",
+        *(f"{s['name']}, n = {s['points']}, d = {s['dimension']}, b = {s['queries']}" for s in shapes),
+    ]
+    rows = [[name, *(_cell(shape, name) for shape in shapes)] for name in names]
+
+    def limit(name: str, key: str, unit: float) -> list[str]:
+        return [name, *(f"{shape['limits'][key] / unit:.3g}" for shape in shapes)]
+
+    return header, [
+        *rows,
+        limit("both products, GFLOP/s", "both_products_gigaflop_per_second", 1),
+        limit("square product, GFLOP/s", "square_product_gigaflop_per_second", 1),
+        limit("exponentials, 10⁹/s", "exponentials_per_second", 1e9),
+        limit("copy, GB/s", "copy_gigabyte_per_second", 1),
+    ]
+
+
+def _cell(shape: dict[str, Any], name: str) -> str:
+    row = next((row for row in shape["peers"] if row["name"] == name), None)
+    if row is None:
+        return ""
+    if "missing" in row:
+        return row["missing"][:60]
+    ratio = row["time_against_dense"]
+    if name == DENSE.name:
+        time = f"{1e3 * row['seconds']:.0f} ms"
+    elif ratio >= 1:
+        time = f"{ratio:.3g} × slower"
+    else:
+        time = f"{1 / ratio:.3g} × faster"
+    if row["answer"] == "velocity":
+        return f"{time}; {row['largest_relative_error']:.0e}"
+    return f"{time}; {row['largest_error_nats']:.0e} nats"
