@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
         return 0
     if arguments.check and not arguments.record:
         result = _repository("check").check()
-        _show(*_repository("check").table(result), result["machine"])
+        _show(_repository("check"), result)
         if result["failed"]:
             failed = "; ".join(result["failed"])
             print(f"flowjax: slower than recorded, in every try: {failed}", file=sys.stderr)
@@ -89,7 +89,7 @@ def run(argv: list[str]) -> int:
         if option not in accepted:
             raise ValueError(f"--{option} does not apply to {name}; leave it out")
     result = benchmark.run(**options)
-    _show(*benchmark.table(result), result["machine"])
+    _show(benchmark, result)
     if not arguments.dry_run:
         print(f"recorded in {harness.save(name, result)}")
     return 0
@@ -129,10 +129,12 @@ def _repository(module: str) -> Any:
         ) from None
 
 
-def _show(header: list[str], rows: list[list[str]], machine: dict[str, object]) -> None:
+def _show(benchmark: Any, result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    header, rows = benchmark.table(result)
+    machine = result["machine"]
     table = Table(*header, caption=f"{machine['processor']}, {machine['cores']} cores, jax {machine['jax']}")
     for row in rows:
         table.add_row(*row)

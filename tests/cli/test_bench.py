@@ -39,6 +39,7 @@ PEERS = {
             "points": 100,
             "dimension": 2,
             "queries": 8,
+            "effective_sample_size_median": 3.0,
             "limits": {
                 "both_products_gigaflop_per_second": 10.0,
                 "square_product_gigaflop_per_second": 100.0,
