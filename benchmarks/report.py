@@ -89,7 +89,7 @@ def _section(name: str, result: dict[str, Any]) -> str:
             f"<p>{html.escape(about)}</p>",
             table,
             f'<p class="soft">{html.escape(caption)}</p>',
-            f'<div class="pair">{drawn}</div>' if drawn else "",
+            drawn,
         ]
     )
 
@@ -117,6 +117,7 @@ def _dots(points: Points, label: str, alternative: str, *, line: float | None = 
         if line is not None:
             axes.axvline(line, color="#888", linewidth=1, linestyle="--")
         axes.set(xscale="log", xlabel=label, yticks=range(len(names)), yticklabels=names)
+        axes.xaxis.set_minor_formatter("")  # the decades are enough
         axes.invert_yaxis()
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -128,7 +129,7 @@ def _dense(result: dict[str, Any]) -> list[str]:
     for shape in result["shapes"]:
         rates = shape["gigaflop_per_second"]
         limit = rates["both products"]
-        pairs = [(name, rate / limit) for name, rate in rates.items() if not name.endswith("product")]
+        pairs = [(name, rate / limit) for name, rate in rates.items() if "product" not in name]
         points.append((f"d = {shape['dimension']}, b = {shape['queries']}", pairs))
     label = "share of the rate of the two products alone"
     return [_dots(points, label, "Share of the product rate, a row a method", line=1)]
