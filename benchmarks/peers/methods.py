@@ -54,7 +54,7 @@ def threads() -> int:
 
 def _torch(*arrays: np.ndarray) -> tuple[Any, ...]:
     """torch itself and tensors that share the arrays' memory."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(threads())
     return torch, *map(torch.from_numpy, arrays)
@@ -137,7 +137,7 @@ def keops(problem: Problem) -> Prepared:
 
     Its `sumsoftmaxweight` is the posterior mean. Queries are divided by α, so that the data stays as it is.
     """
-    from pykeops.numpy import LazyTensor
+    from pykeops.numpy import LazyTensor  # pyright: ignore[reportMissingImports]
 
     data = LazyTensor(problem.data[None])
     factor = -((problem.alpha / problem.sigma) ** 2) / 2
@@ -153,7 +153,7 @@ def keops(problem: Problem) -> Prepared:
 def deepinv(problem: Problem, *, streaming: bool) -> Prepared:
     """`deepinv.models.MMSE`, the package's exact denoiser of x/α with noise σ/α; rows in memory or block by block."""
     torch, data, x = _torch(problem.data, problem.x)
-    from deepinv.models import MMSE
+    from deepinv.models import MMSE  # pyright: ignore[reportMissingImports]
 
     # Whole blocks, without the loader's own collating of single rows.
     loader = torch.utils.data.DataLoader(data.split(_STREAM_ROWS), batch_size=None) if streaming else data
@@ -166,7 +166,7 @@ def faiss(problem: Problem) -> Prepared:
 
     Nothing bounds what the other rows would have added.
     """
-    import faiss
+    import faiss  # pyright: ignore[reportMissingImports]
 
     faiss.omp_set_num_threads(threads())
     index = faiss.IndexFlatL2(problem.data.shape[1])
