@@ -19,7 +19,7 @@ from .dense import TIME, two_step
 from .screened import waves
 
 MARGIN, TRIES, ROUNDS = 0.5, 3, 9
-_PICTURES, _PICTURE_QUERIES, _LATE = 6000, 64, 0.9
+_PICTURES, _PICTURE_QUERIES, _LATE = 5000, 64, 0.9
 _POINTS, _POINT_QUERIES = 20_000, 512
 
 Cases = dict[str, tuple[harness.Case, harness.Case]]

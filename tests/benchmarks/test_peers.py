@@ -67,12 +67,6 @@ def test_one_that_cannot_run_keeps_its_row(problem):
     assert ["absent", "not installed: pip install no-such"] in cells
 
 
-@pytest.mark.parametrize(("ratio", "text"), [(0.25, "4 × faster"), (1.0, "1 × slower"), (3.0, "3 × slower")])
-def test_who_wins_is_said(ratio, text):
-    row = {"name": "other", "answer": "velocity", "time_against_dense": ratio, "largest_relative_error": 1e-6}
-    assert peers._cell({"peers": [row]}, "other") == f"{text}; 1e-06"
-
-
 def test_named_shapes_are_on_the_path():
     problem = named("points-2")
     assert problem.data.shape == (50_000, 2)
