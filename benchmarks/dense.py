@@ -32,18 +32,6 @@ def two_step(data: jax.Array, square_norms: jax.Array, x: jax.Array) -> jax.Arra
 
 
 _BROADCAST_QUERIES, _BROADCAST_CHUNK = 4, 1000
-_EXPONENTIALS_BLOCK = 500
-
-
-@jax.jit
-def exponentials(block: jax.Array) -> jax.Array:
-    """Σ exp over NUM_POINTS columns, block after block of one [b, m] array that stays in the cache."""
-
-    def add(total, _):
-        # A scale that depends on the sum so far, or the compiler would compute one block only.
-        return total + jnp.exp(block - 1e-9 * total[:, None]).sum(1), None
-
-    return jax.lax.scan(add, jnp.zeros(len(block)), length=NUM_POINTS // block.shape[1])[0]
 
 
 def broadcast(data: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -100,12 +88,11 @@ def _shape(dimension: int, queries: int, rounds: int) -> dict[str, Any]:
     cases.append(
         harness.Case("broadcast, 4 queries", lambda: broadcast(on_host, few), flop * len(few) / queries)
     )
-    block = -jax.random.uniform(jax.random.key(2), (queries, _EXPONENTIALS_BLOCK))
-    cases.append(harness.Case("exponentials", functools.partial(exponentials, block)))
-    cases.append(harness.product_case("square product", 2048, 2048, 2048))
-    scores, average = jax.jit(lambda x, y: x @ y.T), jax.jit(jnp.matmul)
-    weights = jnp.full((queries, NUM_POINTS), 1 / NUM_POINTS)
-    cases.append(harness.Case("both products", lambda: (scores(x, data), average(weights, data)), flop))
+    cases += [
+        harness.exponentials_case("exponentials", queries, NUM_POINTS),
+        harness.product_case("square product", 2048, 2048, 2048),
+        harness.both_products_case("both products", x, data),
+    ]
     seconds = harness.measure(cases, rounds=rounds)
     seconds["broadcast"] = seconds["broadcast, 4 queries"] * queries / len(few)  # its cost is linear in them
     rate = {case.name: case.flop / seconds[case.name] for case in cases if case.flop}

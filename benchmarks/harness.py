@@ -27,11 +27,21 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A function of no arguments that returns JAX arrays, and the floating-point operations it stands for."""
+    """A function of no arguments that returns arrays, and the work it stands for.
+
+    What JAX returns is waited for; any other library must have finished when the function returns.
+
+    Attributes:
+        name: in results and tables.
+        run: the function.
+        flop: floating-point operations.
+        bytes: read and written.
+    """
 
     name: str
     run: Callable[[], Any]
     flop: float = 0.0
+    bytes: float = 0.0
 
 
 def measure(cases: list[Case], *, rounds: int = 7) -> dict[str, float]:
@@ -39,8 +49,11 @@ def measure(cases: list[Case], *, rounds: int = 7) -> dict[str, float]:
     for case in cases:
         jax.block_until_ready(case.run())
     seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+    # A large result is freed when the next computation starts, which takes tens of milliseconds: not on its account.
+    settle, some = jax.jit(jnp.negative), jnp.ones(2**16)
     for _ in range(rounds):
         for case in cases:
+            jax.block_until_ready(settle(some))
             start = time.perf_counter()
             jax.block_until_ready(case.run())
             seconds[case.name].append(time.perf_counter() - start)
@@ -53,6 +66,39 @@ def product_case(name: str, rows: int, inner: int, columns: int) -> Case:
     right = jax.random.normal(jax.random.key(1), (inner, columns))
     product = jax.jit(jnp.matmul)
     return Case(name, lambda: product(left, right), 2.0 * rows * inner * columns)
+
+
+def both_products_case(name: str, x: jax.Array, data: jax.Array) -> Case:
+    """x Yᵀ and W Y of a field's own shapes, apart from each other and with nothing in between."""
+    scores, average = jax.jit(lambda x, y: x @ y.T), jax.jit(jnp.matmul)
+    weights = jnp.full((len(x), len(data)), 1 / len(data))
+    return Case(name, lambda: (scores(x, data), average(weights, data)), 4.0 * len(x) * data.size)
+
+
+def copy_case(name: str, size: int = 2**28) -> Case:
+    """Read and write `size` bytes: far more than any cache holds, so the rate is the memory's."""
+    array = jnp.ones(size // 4, jnp.float32)
+    negate = jax.jit(jnp.negative)  # the compiler could leave a plain copy out
+    return Case(name, lambda: negate(array), bytes=2.0 * array.nbytes)
+
+
+_EXPONENTIALS_BLOCK = 500
+
+
+def exponentials_case(name: str, queries: int, points: int) -> Case:
+    """Σ exp over `points` columns, block after block of one [queries, m] array that stays in the cache."""
+    size = min(_EXPONENTIALS_BLOCK, points)
+    block = -jax.random.uniform(jax.random.key(2), (queries, size))
+
+    @jax.jit
+    def total(block):
+        def add(total, _):
+            # A scale that depends on the sum so far, or the compiler would compute one block only.
+            return total + jnp.exp(block - 1e-9 * total[:, None]).sum(1), None
+
+        return jax.lax.scan(add, jnp.zeros(len(block)), length=points // size)[0]
+
+    return Case(name, lambda: total(block))
 
 
 def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:

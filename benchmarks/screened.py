@@ -33,16 +33,16 @@ def _posterior(field: fj.ClosedFormField, x: jax.Array, t: jax.Array) -> fj.Post
     return field.posterior(x, t)
 
 
-def waves(count: int, seed: int = 0) -> np.ndarray:
-    """[count, 32, 32, 3] float32 pictures in [−1, 1] with the amplitude spectrum 1/f and correlated channels."""
+def waves(count: int, seed: int = 0, *, size: int = 32) -> np.ndarray:
+    """[count, size, size, 3] float32 pictures in [−1, 1] with the amplitude spectrum 1/f and correlated channels."""
     rng = np.random.default_rng(seed)
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(32), np.fft.rfftfreq(32), indexing="ij"))
-    amplitude = 1 / np.maximum(frequency, 1 / 32)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij"))
+    amplitude = 1 / np.maximum(frequency, 1 / size)
     mixing = np.array([[1.0, 0.25, 0.1], [1.0, 0.0, -0.2], [1.0, -0.25, 0.1]])
-    result = np.empty((count, 32, 32, 3), np.float32)
+    result = np.empty((count, size, size, 3), np.float32)
     for start in range(0, count, 1000):
-        noise = rng.normal(size=(min(1000, count - start), 3, 32, 32))
-        planes = np.fft.irfft2(np.fft.rfft2(noise) * amplitude, s=(32, 32)) * 0.02
+        noise = rng.normal(size=(min(1000, count - start), 3, size, size))
+        planes = np.fft.irfft2(np.fft.rfft2(noise) * amplitude, s=(size, size)) * 0.02
         planes = np.einsum("kc,nchw->nhwk", mixing, planes) + rng.normal(size=(len(noise), 1, 1, 1)) * 0.2
         result[start : start + 1000] = np.clip(planes, -1, 1)
     return result

@@ -1,6 +1,7 @@
 """Figures of the report, each drawn twice, for a light and for a dark page, as inline SVG."""
 
 import base64
+import html
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ def figure(draw: Callable[[Any], None], alternative: str, *, size: tuple[float, 
     light, dark = (_svg(draw, scheme, size) for scheme in ("light", "dark"))
     return (
         f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{alternative}"></picture>'
+        f'<img src="{light}" alt="{html.escape(alternative)}"></picture>'
     )
 
 
