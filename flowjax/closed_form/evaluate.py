@@ -225,13 +225,14 @@ def _with_flips(plan: Plan, rows: Rows, query: Query) -> _Parts:
     def flip(x):
         return x.reshape(-1, *plan.event_shape)[:, :, ::-1].reshape(x.shape)
 
-    def twice(leaf):
-        return jnp.concatenate([leaf, leaf])
+    # Side by side, not one batch after the other: queries that lie split over a mesh axis stay where they are.
+    def pair(first, second):
+        return jnp.stack([first, second], 1).reshape(2 * b, *first.shape[1:])
 
-    both = jax.tree.map(twice, query)
-    both = dataclasses.replace(both, x=jnp.concatenate([query.x, flip(query.x)]))
-    parts = _parts(plan, rows, both)
-    plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s], parts) for s in (slice(b), slice(b, None)))
+    both = jax.tree.map(lambda leaf: pair(leaf, leaf), query)
+    both = dataclasses.replace(both, x=pair(query.x, flip(query.x)))
+    parts = jax.tree.map(lambda leaf: leaf.reshape(b, 2, *leaf.shape[1:]), _parts(plan, rows, both))
+    plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[:, s], parts) for s in (0, 1))
 
     def unflip(part: Moments) -> Moments:
         return dataclasses.replace(part, weighted_sum=flip(part.weighted_sum))
@@ -271,7 +272,10 @@ def _all_parts(plan: Plan, rows: Rows, query: Query) -> _Parts:
         log_weight_bound=whole,  # type: ignore[arg-type]
         class_log_weights=whole,  # type: ignore[arg-type]
     )
-    mapped = jax.shard_map(local, mesh=plan.mesh, in_specs=(row_specs, whole), out_specs=whole)
+    # Over other axes of the mesh queries may lie split as they like.
+    mapped = jax.shard_map(
+        local, mesh=plan.mesh, in_specs=(row_specs, whole), out_specs=whole, axis_names={axis}
+    )
     return mapped(rows, query)
 
 
@@ -532,10 +536,19 @@ def in_tiles(plan: Plan, tile: Callable[..., Result], x: Flat, t: PerQuery, labe
     num_tiles = -(-b // plan.tile)
     padding = num_tiles * plan.tile - b
 
+    # Queries that lie split over a mesh axis stay where they are if every tile takes some from everywhere.
+    scattered = plan.mesh is not None and len(plan.mesh.axis_names) > 1
+
     def split(leaf):
         # Padding repeats the last query: its result is dropped.
         padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, 0)]) if padding else leaf
+        if scattered:
+            return padded.reshape(plan.tile, num_tiles, *leaf.shape[1:]).swapaxes(0, 1)
         return padded.reshape(num_tiles, plan.tile, *leaf.shape[1:])
 
+    def join(leaf):
+        leaf = leaf.swapaxes(0, 1) if scattered else leaf
+        return leaf.reshape(-1, *leaf.shape[2:])[:b]
+
     results = lax.map(lambda args: tile(*args), jax.tree.map(split, (x, t, labels)))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:b], results)
+    return jax.tree.map(join, results)

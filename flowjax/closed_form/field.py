@@ -77,7 +77,10 @@ class ClosedFormField:
     through `jit`, `vmap`, `grad`, `shard_map`, `device_put` as an argument, and the data stays an argument too.
 
     Data that lies sharded over a mesh axis (first axis only) is evaluated where it lies, with one merge over the
-    devices. Derivatives in x and t of any order run in bounded memory; the data itself is a constant.
+    devices, which may belong to several processes: each of them makes the same calls with the same queries, and
+    `flowjax.data.place` makes global arrays of the rows (weights, labels) that each one holds. Queries may lie split
+    over another axis of that mesh, if its axes are of type Auto. Derivatives in x and t of any order run in bounded
+    memory; the data itself is a constant.
 
     Args:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
@@ -287,6 +290,12 @@ class ClosedFormField:
             )
         if x.ndim < len(event) or x.shape[x.ndim - len(event) :] != event:
             raise ValueError(f"queries of shape {x.shape} do not end in the data's event shape {event}")
+        spread = jax.typeof(x).sharding
+        if any(spread.spec) and set(spread.mesh.axis_types) == {jax.sharding.AxisType.Explicit}:
+            raise ValueError(
+                f"queries split over axes of explicit type ({spread.spec}) are not supported; make the mesh with "
+                "axis_types=(jax.sharding.AxisType.Auto, ...), or give every device all queries"
+            )
         batch = x.shape[: x.ndim - len(event)]
         x = x.reshape(-1, int(np.prod(event)))
         if x.dtype not in (jnp.float32, jnp.float64):
@@ -299,13 +308,13 @@ class ClosedFormField:
 
     def _check_times(self, t, dtype) -> jax.Array:
         if not isinstance(t, Tracer):
-            values = np.asarray(t)
+            values = _at_hand(t)
             real = values.dtype.kind in "fiu" or jnp.issubdtype(values.dtype, jnp.floating)
             if not real:
                 raise TypeError(f"t must be real numbers, got {t!r}")
             # In the dtype that is computed in: 1 − 1e-9 is 1 as a float32.
             values = values.astype(dtype)
-            if not np.all((values >= 0) & (values < 1)):
+            if not bool(((values >= 0) & (values < 1)).all()):
                 raise ValueError(
                     f"t must lie in [0, 1) as {values.dtype}, got values from {values.min():g} to {values.max():g}; "
                     "the field is singular at t = 1"
@@ -328,7 +337,7 @@ class ClosedFormField:
             raise ValueError(
                 "labels were given with the query, but this field has none; build it with labels=..."
             )
-        values = np.zeros(0, labels.dtype) if isinstance(labels, Tracer) else np.asarray(labels)
+        values = np.zeros(0, labels.dtype) if isinstance(labels, Tracer) else _at_hand(labels)
         if values.dtype.kind not in "iu":
             raise TypeError(f"labels must be integers, got {values.dtype}")
         last = self._rows.class_log_weights.shape[0] - 1
@@ -336,8 +345,8 @@ class ClosedFormField:
             raise ValueError(
                 f"labels must lie in 0..{last}, got values from {values.min()} to {values.max()}"
             )
-        empty = np.intersect1d(values, self._static.empty_classes)
-        if empty.size:
+        empty = [label for label in self._static.empty_classes if bool((values == label).any())]
+        if empty:
             raise ValueError(
                 f"class {empty[0]} has no points of positive weight, so it has no velocity; ask for another label"
             )
@@ -428,6 +437,13 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
     whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
     if block_size is not None and not (whole and block_size >= 1):
         raise ValueError(f"block_size must be a whole number of at least 1, got {block_size!r}")
+
+
+def _at_hand(value: ArrayLike) -> np.ndarray | jax.Array:
+    """As NumPy, or as it is where other processes have a part of it, whose reductions are then made by all."""
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        return value
+    return np.asarray(value)
 
 
 def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> jax.Array:
