@@ -17,6 +17,7 @@ from .construct import Placement, as_rows, check_rows, empty_classes, make_rows,
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
+from .rows import take
 from .screen import can_screen, make_screen
 from .screened import Course, course_of, evaluate_screened
 from .sources import HostRows, RowSource, is_remote, open_rows
@@ -188,6 +189,36 @@ class ClosedFormField:
         """[n, *event] as stored; of a streamed field, what it was built from."""
         return streamed.given(self._rows.data)
 
+    def rows(self, index: ArrayLike) -> jax.Array:
+        """The points of these numbers, wherever they are stored; of a streamed field read now.
+
+        Args:
+            index: [*batch] integers in 0..num_points − 1; with horizontal_flip up to 2 num_points − 1, where
+                num_points + i is the mirror image of row i, as in `Posterior.argmax`.
+
+        Returns:
+            [*batch, *event] float32; uint8 pixels as y/127.5 − 1.
+
+        Raises:
+            TypeError: no integers, or a streamed field under a trace.
+            ValueError: a number that is no point's. Under a trace, where it is unknown, that gives NaN.
+            RuntimeError: streamed: as for an evaluation.
+        """
+        traced = isinstance(index, Tracer)
+        values = index if traced else np.asarray(index)
+        if not jnp.issubdtype(values.dtype, jnp.integer):
+            raise TypeError(f"row numbers must be integers, got {values.dtype}")
+        last = self.num_points * (2 if self.horizontal_flip else 1) - 1
+        if not traced and values.size and (values.min() < 0 or values.max() > last):
+            raise ValueError(
+                f"row numbers must lie in 0..{last}, got values from {values.min()} to {values.max()}"
+            )
+        if streamed.is_streamed(self._rows):
+            if traced:
+                raise TypeError("a streamed field reads rows on the host; ask for them outside jit")
+            return streamed.take(self._rows, values)
+        return take(self._rows.data, values.astype(np.int32), horizontal_flip=self.horizontal_flip)
+
     @property
     def labels(self) -> jax.Array | None:
         return None if self._rows.labels is None else streamed.given(self._rows.labels)
@@ -270,10 +301,9 @@ class ClosedFormField:
 
     def _evaluate(self, x, t, labels, *, scalars: bool):
         x, t, labels, batch = self._check_queries(x, t, labels)
-        with streamed.reporting(self._rows):
-            flat = _evaluate_jit(self, x, t, labels, scalars=scalars)
-            if streamed.is_streamed(self._rows):
-                jax.block_until_ready(flat)
+        with streamed.reporting(self._rows, x, t, labels) as (rows, wait):
+            field = self if rows is self._rows else self.tree_unflatten(self._static, (rows, self._screen))
+            flat = wait(_evaluate_jit(field, x, t, labels, scalars=scalars))
         d_shape = self.event_shape
 
         def unflatten(leaf):
