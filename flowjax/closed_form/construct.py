@@ -1,6 +1,7 @@
 """Building a field: checks of data, weights and labels, and what is computed from them once."""
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from .sources import HostRows
 
 _LARGEST_NORM = 1e12
 """Above it alpha²‖y‖²/(2 sigma²) leaves float32 at the last float32 time, sigma = 6e-8, and logits are infinite."""
+
+_Values = TypeVar("_Values")
 
 Placement = tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str]
 """The mesh and the name of its axis that rows lie split over."""
@@ -57,17 +60,15 @@ def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool, geometry=
             f"data holds NaN, inf, or rows of a norm above {_LARGEST_NORM:g}, whose squares leave float32 late in "
             "time; remove or rescale those rows"
         )
-    placed = placement(data)
-    if placed is not None and isinstance(placed[0], jax.sharding.Mesh):
-        mesh, axis = placed
-        split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(axis), jax.P()))
-    else:
-        split = whole = None
     num_classes = 1 if labels is None else int(jnp.max(labels)) + 1
     class_weights = functools.partial(_class_weights, n=n, num_classes=num_classes)
+    mesh, axis = placement(data) or (None, None)
+    split = whole = None
+    if isinstance(mesh, jax.sharding.Mesh):
+        split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(axis), jax.P()))
     if split is not None and not split.is_fully_addressable:
         # No process has the weights of all rows: each sums those of its own.
-        log_weights, labels = (put(leaf, split) for leaf in (log_weights, labels))
+        log_weights, labels = put((log_weights, labels), split)
         class_weights = jax.shard_map(
             functools.partial(class_weights, axis_name=axis),
             mesh=mesh,
@@ -77,24 +78,24 @@ def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool, geometry=
     with jax.enable_x64(True):
         class_log_weights, bound = class_weights(log_weights, labels)
         log_weights = None if log_weights is None else log_weights.astype(jnp.float32)
-    if split is not None:
-        squares, log_weights, labels = (put(leaf, split) for leaf in (squares, log_weights, labels))
-        centre, max_norm, bound, class_log_weights = (
-            put(leaf, whole) for leaf in (centre, max_norm, bound, class_log_weights)
-        )
+    if split is not None and whole is not None:
+        squares, log_weights, labels = put((squares, log_weights, labels), split)
+        everywhere = centre, max_norm, bound, class_log_weights
+        centre, max_norm, bound, class_log_weights = put(everywhere, whole)
     return Rows(data, squares, log_weights, labels, centre, max_norm, bound, class_log_weights)
 
 
-def put(value: jax.Array | np.ndarray | None, sharding: jax.sharding.Sharding) -> jax.Array | None:
-    """`value` under a sharding that may reach over several processes, each of which has all of it; None stays None."""
-    if value is None:
-        return None
-    known = isinstance(value, jax.Array)
-    if sharding.is_fully_addressable or (known and not value.is_fully_addressable):
-        return jax.device_put(value, sharding)
-    # device_put would compare the values of all processes by sending them around.
-    local = np.asarray(value)
-    return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
+def put(values: _Values, sharding: jax.sharding.Sharding) -> _Values:
+    """A pytree of arrays under a sharding that may reach over several processes, each of which has all of them."""
+
+    def leaf(value):
+        if sharding.is_fully_addressable or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+            return jax.device_put(value, sharding)
+        # device_put would compare the values of all processes by sending them around.
+        local = np.asarray(value)
+        return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
+
+    return jax.tree.map(leaf, values)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "num_classes", "axis_name"))
@@ -113,9 +114,9 @@ def _class_weights(
     with jax.enable_x64(True):
         if log_weights is None and labels is None:
             return jnp.full(1, np.log(n), jnp.float32), jnp.zeros((), jnp.float32)
-        known = log_weights if labels is None else labels
-        logs = jnp.zeros(known.shape, jnp.float64) if log_weights is None else log_weights
-        classes = jnp.zeros(known.shape, jnp.int32) if labels is None else labels
+        (count,) = next(leaf.shape for leaf in (log_weights, labels) if leaf is not None)
+        logs = jnp.zeros(count, jnp.float64) if log_weights is None else log_weights
+        classes = jnp.zeros(count, jnp.int32) if labels is None else labels
         bound = jnp.max(jnp.where(jnp.isfinite(logs), jnp.abs(logs), 0)).astype(jnp.float32)
         largest = jax.ops.segment_max(logs, classes, num_classes)
         if axis_name is not None:

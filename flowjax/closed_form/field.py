@@ -214,8 +214,6 @@ class ClosedFormField:
                 f"row numbers must lie in 0..{last}, got values from {values.min()} to {values.max()}"
             )
         if streamed.is_streamed(self._rows):
-            if traced:
-                raise TypeError("a streamed field reads rows on the host; ask for them outside jit")
             return streamed.take(self._rows, values)
         return take(self._rows.data, values.astype(np.int32), horizontal_flip=self.horizontal_flip)
 

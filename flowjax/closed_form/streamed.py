@@ -119,7 +119,7 @@ def make_rows(
     return Rows(*leaves, *_whole(rows))  # type: ignore[arg-type]
 
 
-def take(rows: Rows, index: np.ndarray) -> jax.Array:
+def take(rows: Rows, index: np.ndarray | jax.Array) -> jax.Array:
     """Points [*batch, *event] float32 by number [*batch], as in `rows.take`, every number that of a point.
 
     Raises:
@@ -127,9 +127,9 @@ def take(rows: Rows, index: np.ndarray) -> jax.Array:
         TypeError: under a trace.
     """
     held = rows.data.held  # type: ignore[union-attr]
-    if held is None:
+    if held is None or isinstance(index, Tracer):
         raise TypeError("a streamed field reads rows on the host; ask for them outside jit")
-    flat = index.reshape(-1)
+    flat = np.asarray(index).reshape(-1)
     points = to_float(held.data.take(flat % rows.count))
     mirrored = flat >= rows.count
     if mirrored.any():

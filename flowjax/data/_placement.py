@@ -64,9 +64,10 @@ def _shares(sharding: jax.sharding.Sharding, processes: int) -> int:
     """How many times the rows of one process make all rows."""
     if not isinstance(sharding, jax.NamedSharding):
         return processes
-    axes = sharding.spec[0] if len(sharding.spec) else None
+    axes = sharding.spec[0] if sharding.spec else None
     axes = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
     parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
     rows = jax.NamedSharding(sharding.mesh, jax.P(axes))
-    mine = {index[0].indices(parts)[0] for index in rows.addressable_devices_indices_map((parts,)).values()}
+    indices = rows.addressable_devices_indices_map((parts,)).values()
+    mine = {index[0].indices(parts)[0] for index in indices if index is not None}
     return parts // len(mine)
