@@ -10,7 +10,7 @@ With u the unit roundoff of the pass, Y = max ‖y − centre‖ and X = ‖x �
     (3)  dropping n' rows whose logits are ≤ r moves the mean by at most 2 Y eps/(1 + eps), with
          eps = n' exp(r + E − log normaliser of the candidates)
     (4)  no error of the mean exceeds 4 Y: û's lies in the convex hull of the data, `exact` too, and `combined` within
-         3 Y of the centre, since a remainder of mere rounding is left out or small beside the rest (`parts._significant`).
+         3 Y of the centre, since a remainder of mere rounding is left out or small beside the rest (in `parts`).
 
 The velocity error is |alpha' − sigma' alpha/sigma| times that of the mean, plus rounding of the result.
 """
