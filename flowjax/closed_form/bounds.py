@@ -14,8 +14,8 @@ from jax import lax
 
 from flowjax.typing import Array, Float, Indices, PerQuery, typed
 
+from .certificate import query_norm
 from .dense import Query, Rows, product
-from .evaluate import query_norm
 from .screen import LANES, Coefficients, Screen, Table, band_norms, project, round_up
 
 Survivors = jax.Array

@@ -1,20 +1,24 @@
 """Building a field: checks of data, weights and labels, and what is computed from them once."""
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from . import moments as algebra
 from .dense import Rows
-from .moments import finite_max
 from .rows import to_float
 from .sources import HostRows
 
 _LARGEST_NORM = 1e12
 """Above it alpha²‖y‖²/(2 sigma²) leaves float32 at the last float32 time, sigma = 6e-8, and logits are infinite."""
+
+_Values = TypeVar("_Values")
 
 Placement = tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str]
 """The mesh and the name of its axis that rows lie split over."""
@@ -56,33 +60,73 @@ def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool, geometry=
             f"data holds NaN, inf, or rows of a norm above {_LARGEST_NORM:g}, whose squares leave float32 late in "
             "time; remove or rescale those rows"
         )
+    num_classes = 1 if labels is None else int(jnp.max(labels)) + 1
+    class_weights = functools.partial(_class_weights, n=n, num_classes=num_classes)
+    mesh, axis = placement(data) or (None, None)
+    split = whole = None
+    if isinstance(mesh, jax.sharding.Mesh):
+        split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(axis), jax.P()))
+    if split is not None and not split.is_fully_addressable:
+        # No process has the weights of all rows: each sums those of its own.
+        log_weights, labels = put((log_weights, labels), split)
+        class_weights = jax.shard_map(
+            functools.partial(class_weights, axis_name=axis),
+            mesh=mesh,
+            in_specs=jax.P(axis),
+            out_specs=jax.P(),
+        )
     with jax.enable_x64(True):
-        logs = jnp.zeros(n, jnp.float64) if log_weights is None else log_weights
-        classes = jnp.zeros(n, jnp.int32) if labels is None else labels
-        num_classes = 1 if labels is None else int(jnp.max(labels)) + 1
-        largest = jax.ops.segment_max(logs, classes, num_classes)
-        shares = jnp.exp(
-            logs - finite_max(largest)[classes]
-        )  # of the class's largest: none underflows them all
-        totals = jax.ops.segment_sum(shares, classes, num_classes)
-        class_log_weights = (finite_max(largest) + jnp.log(totals)).astype(jnp.float32)
-        bound = jnp.zeros((), jnp.float32)
-        if log_weights is not None:
-            finite = jnp.where(jnp.isfinite(log_weights), jnp.abs(log_weights), 0)
-            bound = jnp.max(finite).astype(jnp.float32)
-            log_weights = log_weights.astype(jnp.float32)
-    placed = placement(data)
-    if placed is not None:
-        mesh, axis = placed
-        if isinstance(mesh, jax.sharding.Mesh):
-            split, whole = (jax.NamedSharding(mesh, spec) for spec in (jax.P(axis), jax.P()))
-            squares = jax.device_put(squares, split)
-            log_weights = None if log_weights is None else jax.device_put(log_weights, split)
-            labels = None if labels is None else jax.device_put(labels, split)
-            centre, max_norm, bound, class_log_weights = jax.device_put(
-                (centre, max_norm, bound, class_log_weights), whole
-            )
+        class_log_weights, bound = class_weights(log_weights, labels)
+        log_weights = None if log_weights is None else log_weights.astype(jnp.float32)
+    if split is not None and whole is not None:
+        squares, log_weights, labels = put((squares, log_weights, labels), split)
+        everywhere = centre, max_norm, bound, class_log_weights
+        centre, max_norm, bound, class_log_weights = put(everywhere, whole)
     return Rows(data, squares, log_weights, labels, centre, max_norm, bound, class_log_weights)
+
+
+def put(values: _Values, sharding: jax.sharding.Sharding) -> _Values:
+    """A pytree of arrays under a sharding that may reach over several processes, each of which has all of them."""
+
+    def leaf(value):
+        if sharding.is_fully_addressable or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+            return jax.device_put(value, sharding)
+        # device_put would compare the values of all processes by sending them around.
+        local = np.asarray(value)
+        return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
+
+    return jax.tree.map(leaf, values)
+
+
+@functools.partial(jax.jit, static_argnames=("n", "num_classes", "axis_name"))
+def _class_weights(
+    log_weights: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    n: int,
+    num_classes: int,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log of the total weight of each class [num_classes], and the largest finite |log weight| []; float32.
+
+    With an axis name those of all devices along it, from [n / devices] log weights and labels on each.
+    """
+    with jax.enable_x64(True):
+        if log_weights is None and labels is None:
+            return jnp.full(1, np.log(n), jnp.float32), jnp.zeros((), jnp.float32)
+        (count,) = next(leaf.shape for leaf in (log_weights, labels) if leaf is not None)
+        logs = jnp.zeros(count, jnp.float64) if log_weights is None else log_weights
+        classes = jnp.zeros(count, jnp.int32) if labels is None else labels
+        bound = jnp.max(jnp.where(jnp.isfinite(logs), jnp.abs(logs), 0)).astype(jnp.float32)
+        largest = jax.ops.segment_max(logs, classes, num_classes)
+        if axis_name is not None:
+            largest, bound = algebra.max_across(largest, axis_name), lax.pmax(bound, axis_name)
+        largest = algebra.finite_max(largest)
+        # Shares of the class's largest: none underflows them all.
+        totals = jax.ops.segment_sum(jnp.exp(logs - largest[classes]), classes, num_classes)
+        if axis_name is not None:
+            totals = algebra.sum_across(totals, axis_name)
+        return (largest + jnp.log(totals)).astype(jnp.float32), bound
 
 
 def _geometry(data: jax.Array, horizontal_flip: bool) -> tuple[jax.Array | None, jax.Array, jax.Array]:
@@ -147,8 +191,10 @@ def _check_row_labels(labels, n: int) -> jax.Array:
 
 def _log_weights(weights, n: int) -> jax.Array:
     """Log of every weight's share of the largest one, [n] float64; the weights themselves may leave float32."""
-    known = not isinstance(weights, Tracer)
-    weights = np.asarray(weights) if known else weights
+    if not isinstance(weights, jax.Array) or (
+        not isinstance(weights, Tracer) and weights.is_fully_addressable
+    ):
+        weights = np.asarray(weights)
     if weights.dtype.kind not in "fiu" and not jnp.issubdtype(weights.dtype, jnp.floating):
         raise TypeError(f"weights must be real numbers, got {weights.dtype}")
     if weights.shape != (n,):
@@ -156,17 +202,17 @@ def _log_weights(weights, n: int) -> jax.Array:
             f"weights have shape {weights.shape}, but the data has {n} rows; give one weight a row"
         )
     with jax.enable_x64(True):
-        if not known:
-            values = weights.astype(jnp.float64)
-            return jnp.log(values / jnp.max(values))
         values = weights.astype(np.float64)
-        if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() == 0:
+        if isinstance(values, Tracer):
+            return jnp.log(values / jnp.max(values))
+        least, most = float(values.min()), float(values.max())  # both NaN if one value is
+        if not (least >= 0 and 0 < most < np.inf):
             raise ValueError(
-                "weights must be finite, non-negative and not all zero, "
-                f"got values from {values.min():g} to {values.max():g}"
+                f"weights must be finite, non-negative and not all zero, got values from {least:g} to {most:g}"
             )
+        xp = jnp if isinstance(values, jax.Array) else np
         with np.errstate(divide="ignore"):
-            return jnp.asarray(np.log(values) - np.log(values.max()))
+            return jnp.asarray(xp.log(values) - xp.log(most))
 
 
 def placement(data: jax.Array | HostRows) -> Placement | None:

@@ -125,7 +125,7 @@ class Settings:
 
     @property
     def unit(self) -> float:
-        """Unit roundoff that the error analysis in `evaluate` may count on."""
+        """Unit roundoff that the error analysis in `certificate` may count on."""
         if self.precision == "float64":
             return 2.0**-53
         # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.

@@ -17,6 +17,7 @@ from .construct import Placement, as_rows, check_rows, empty_classes, make_rows,
 from .dense import Settings
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
+from .rows import take
 from .screen import can_screen, make_screen
 from .screened import Course, course_of, evaluate_screened
 from .sources import HostRows, RowSource, is_remote, open_rows
@@ -77,7 +78,10 @@ class ClosedFormField:
     through `jit`, `vmap`, `grad`, `shard_map`, `device_put` as an argument, and the data stays an argument too.
 
     Data that lies sharded over a mesh axis (first axis only) is evaluated where it lies, with one merge over the
-    devices. Derivatives in x and t of any order run in bounded memory; the data itself is a constant.
+    devices, which may belong to several processes: each of them makes the same calls with the same queries, and
+    `flowjax.data.place` makes global arrays of the rows (weights, labels) that each one holds. Queries may lie split
+    over another axis of that mesh, if its axes are of type Auto. Derivatives in x and t of any order run in bounded
+    memory; the data itself is a constant.
 
     Args:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
@@ -185,6 +189,34 @@ class ClosedFormField:
         """[n, *event] as stored; of a streamed field, what it was built from."""
         return streamed.given(self._rows.data)
 
+    def rows(self, index: ArrayLike) -> jax.Array:
+        """The points of these numbers, wherever they are stored; of a streamed field read now.
+
+        Args:
+            index: [*batch] integers in 0..num_points − 1; with horizontal_flip up to 2 num_points − 1, where
+                num_points + i is the mirror image of row i, as in `Posterior.argmax`.
+
+        Returns:
+            [*batch, *event] float32; uint8 pixels as y/127.5 − 1.
+
+        Raises:
+            TypeError: no integers, or a streamed field under a trace.
+            ValueError: a number that is no point's. Under a trace, where it is unknown, that gives NaN.
+            RuntimeError: streamed: as for an evaluation.
+        """
+        traced = isinstance(index, Tracer)
+        values = index if traced else np.asarray(index)
+        if not jnp.issubdtype(values.dtype, jnp.integer):
+            raise TypeError(f"row numbers must be integers, got {values.dtype}")
+        last = self.num_points * (2 if self.horizontal_flip else 1) - 1
+        if not traced and values.size and (values.min() < 0 or values.max() > last):
+            raise ValueError(
+                f"row numbers must lie in 0..{last}, got values from {values.min()} to {values.max()}"
+            )
+        if streamed.is_streamed(self._rows):
+            return streamed.take(self._rows, values)
+        return take(self._rows.data, values.astype(np.int32), horizontal_flip=self.horizontal_flip)
+
     @property
     def labels(self) -> jax.Array | None:
         return None if self._rows.labels is None else streamed.given(self._rows.labels)
@@ -276,10 +308,9 @@ class ClosedFormField:
 
     def _evaluate(self, x, t, labels, hint, *, scalars: bool):
         x, t, labels, hint, batch = self._check_queries(x, t, labels, hint)
-        with streamed.reporting(self._rows):
-            flat = _evaluate_jit(self, x, t, labels, hint, scalars=scalars)
-            if streamed.is_streamed(self._rows):
-                jax.block_until_ready(flat)
+        with streamed.reporting(self._rows, x, t, labels) as (rows, wait):
+            field = self if rows is self._rows else self.tree_unflatten(self._static, (rows, self._screen))
+            flat = wait(_evaluate_jit(field, x, t, labels, hint, scalars=scalars))
         d_shape = self.event_shape
 
         def unflatten(leaf):
@@ -296,6 +327,12 @@ class ClosedFormField:
             )
         if x.ndim < len(event) or x.shape[x.ndim - len(event) :] != event:
             raise ValueError(f"queries of shape {x.shape} do not end in the data's event shape {event}")
+        spread = jax.typeof(x).sharding
+        if any(spread.spec) and set(spread.mesh.axis_types) == {jax.sharding.AxisType.Explicit}:
+            raise ValueError(
+                f"queries split over axes of explicit type ({spread.spec}) are not supported; make the mesh with "
+                "axis_types=(jax.sharding.AxisType.Auto, ...), or give every device all queries"
+            )
         batch = x.shape[: x.ndim - len(event)]
         x = x.reshape(-1, int(np.prod(event)))
         if x.dtype not in (jnp.float32, jnp.float64):
@@ -313,13 +350,13 @@ class ClosedFormField:
 
     def _check_times(self, t, dtype) -> jax.Array:
         if not isinstance(t, Tracer):
-            values = np.asarray(t)
+            values = _at_hand(t)
             real = values.dtype.kind in "fiu" or jnp.issubdtype(values.dtype, jnp.floating)
             if not real:
                 raise TypeError(f"t must be real numbers, got {t!r}")
             # In the dtype that is computed in: 1 − 1e-9 is 1 as a float32.
             values = values.astype(dtype)
-            if not np.all((values >= 0) & (values < 1)):
+            if not bool(((values >= 0) & (values < 1)).all()):
                 raise ValueError(
                     f"t must lie in [0, 1) as {values.dtype}, got values from {values.min():g} to {values.max():g}; "
                     "the field is singular at t = 1"
@@ -342,7 +379,7 @@ class ClosedFormField:
             raise ValueError(
                 "labels were given with the query, but this field has none; build it with labels=..."
             )
-        values = np.zeros(0, labels.dtype) if isinstance(labels, Tracer) else np.asarray(labels)
+        values = np.zeros(0, labels.dtype) if isinstance(labels, Tracer) else _at_hand(labels)
         if values.dtype.kind not in "iu":
             raise TypeError(f"labels must be integers, got {values.dtype}")
         last = self._rows.class_log_weights.shape[0] - 1
@@ -350,8 +387,8 @@ class ClosedFormField:
             raise ValueError(
                 f"labels must lie in 0..{last}, got values from {values.min()} to {values.max()}"
             )
-        empty = np.intersect1d(values, self._static.empty_classes)
-        if empty.size:
+        empty = [label for label in self._static.empty_classes if bool((values == label).any())]
+        if empty:
             raise ValueError(
                 f"class {empty[0]} has no points of positive weight, so it has no velocity; ask for another label"
             )
@@ -442,6 +479,13 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
     whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
     if block_size is not None and not (whole and block_size >= 1):
         raise ValueError(f"block_size must be a whole number of at least 1, got {block_size!r}")
+
+
+def _at_hand(value: ArrayLike) -> np.ndarray | jax.Array:
+    """As NumPy, or as it is where other processes have a part of it, whose reductions are then made by all."""
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        return value
+    return np.asarray(value)
 
 
 def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> jax.Array:

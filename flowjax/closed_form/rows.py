@@ -1,5 +1,6 @@
 """How stored rows become float32 points: uint8 pixels mean y/127.5 − 1, float types are themselves."""
 
+import functools
 from typing import overload
 
 import jax
@@ -26,3 +27,26 @@ def to_float(rows: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         odd = 2 * rows.astype(xp.float32) - xp.float32(PIXEL_SCALE)
         return odd * xp.float32(1 / PIXEL_SCALE)
     return rows.astype(xp.float32)
+
+
+@functools.partial(jax.jit, static_argnames="horizontal_flip")
+def take(data: jax.Array, index: jax.Array, *, horizontal_flip: bool) -> jax.Array:
+    """Points by number: index [*batch] int32 into data [n, *event] gives [*batch, *event] float32.
+
+    With flips n + i is the mirror image of row i. Numbers that are no row's give NaN.
+    """
+    n = data.shape[0]
+    known = (index >= 0) & (index < (2 * n if horizontal_flip else n))
+    mesh = jax.typeof(data).sharding.mesh
+    everywhere = jax.NamedSharding(mesh, jax.P()) if mesh.explicit_axes else None
+    points = to_float(data.at[jnp.where(known, index % n, 0)].get(out_sharding=everywhere))
+    points = jnp.where(_over_event(known, points), points, jnp.nan)
+    return (
+        jnp.where(_over_event(index >= n, points), points[..., ::-1, :], points)
+        if horizontal_flip
+        else points
+    )
+
+
+def _over_event(mask: jax.Array, points: jax.Array) -> jax.Array:
+    return mask.reshape(*mask.shape, *(1,) * (points.ndim - mask.ndim))

@@ -222,7 +222,8 @@ def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
         covariance = jnp.einsum("nd,ne->de", points, points, precision=lax.Precision.HIGHEST)
         _, vectors = jnp.linalg.eigh(covariance)
         return vectors[:, ::-1][:, :coordinates].astype(jnp.float32)
-    vectors = jax.random.normal(jax.random.key(0), (d, coordinates), jnp.float32)
+    # A Python number as the seed would be an int64, which warns: keys are made outside the float64 island.
+    vectors = jax.random.normal(jax.random.key(jnp.uint32(0)), (d, coordinates), jnp.float32)
     for _ in range(3):
         vectors = jnp.einsum("nd,nk->dk", points, jnp.einsum("nd,dk->nk", points, vectors))
         vectors = jnp.linalg.qr(vectors)[0]

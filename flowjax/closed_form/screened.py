@@ -41,23 +41,20 @@ from .bounds import (
     slack_of,
     weights_of,
 )
+from .certificate import RELEVANT, exact_bound, num_seen, query_norm
 from .dense import Query, Rows, product
 from .evaluate import (
-    RELEVANT,
     Evaluation,
-    Plan,
     Schedule,
     along_path,
     evaluate,
-    exact_bound,
     finalise,
     in_tiles,
     log_prior,
-    num_seen,
-    query_norm,
     rounding_error,
     velocity_of,
 )
+from .parts import Plan
 from .screen import Coefficients, Screen, project
 from .survivors import POOL, Found, collect, nothing_found, pair_logits
 
@@ -333,7 +330,7 @@ def course_of(
         with jax.enable_x64(True):
             return _screen_tile(plan, screen, rows, *queries)[1]
 
-    return in_tiles(TILE, tile, x, t, labels, hint)
+    return in_tiles(plan, TILE, tile, x, t, labels, hint)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -357,7 +354,7 @@ def evaluate_screened(
             )
             return _with_fallback(plan, rows, x, t, labels, result, course.holds)
 
-    return in_tiles(TILE, tile, x, t, labels, hint)
+    return in_tiles(plan, TILE, tile, x, t, labels, hint)
 
 
 @evaluate_screened.defjvp

@@ -20,6 +20,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+_SAMPLE, _PIECE = 1024, 16
+
 State = dict[str, int]
 """What identifies the present contents of files, by a name for people."""
 
@@ -37,6 +39,8 @@ class RowReader(Protocol):
         """`image` [b, *event]."""
         ...
 
+    # And where there are any, `directory` for messages, and `files` that must not change.
+
 
 RowSource = ArrayLike | str | os.PathLike[str] | RowReader
 """What a field can be built from."""
@@ -52,7 +56,7 @@ class OnHost:
 
     def __init__(self, held: Any, shape: tuple[int, ...], dtype: Any):
         self.held, self.shape, self.dtype = held, tuple(shape), np.dtype(dtype)
-        self.number = np.int32(next(_numbers))
+        self.number = np.int32(next(k for k in (i % 2**31 for i in _numbers) if k not in _held))
         _held[int(self.number)] = self.held
 
     def tree_flatten(self):
@@ -131,6 +135,16 @@ class HostRows:
         self.check()
         return np.ascontiguousarray(rows, self.dtype)
 
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows of these numbers 0..n−1, [k] → [k, *event]. Errors as for `read`."""
+        unique, inverse = np.unique(index, return_inverse=True)
+        rows = np.empty((len(unique), *self.shape[1:]), self.dtype)
+        breaks = np.flatnonzero(np.diff(unique) != 1) + 1  # rows that lie side by side are read at once
+        for place in np.split(np.arange(len(unique)), breaks):
+            if len(place):
+                rows[place] = self.read(int(unique[place[0]]), int(unique[place[-1]]) + 1)
+        return rows[inverse.reshape(-1)]
+
     def check(self) -> None:
         """RuntimeError if the contents have changed since they were opened."""
         try:
@@ -158,6 +172,8 @@ def open_rows(data: Any) -> HostRows:
 
     Raises:
         FileNotFoundError, ValueError: no such file, no `.npy` file, or columns before rows.
+        RuntimeError: a map whose file was replaced since (noticed if the new one is too short, or differs in one of up
+            to 1024 rows from all over it).
         TypeError: a value under a trace.
     """
     if isinstance(data, Tracer):
@@ -167,7 +183,9 @@ def open_rows(data: Any) -> HostRows:
     if is_remote(data):
         return _open_records(data)
     if isinstance(data, np.memmap) and data.filename is not None and data.mode != "c":
-        return _open_memmap(data)  # a copy-on-write map may hold what its file does not
+        rows = _open_memmap(data)  # a copy-on-write map may hold what its file does not
+        _check_map(data, rows)
+        return rows
     return of_array(np.asarray(data), data)
 
 
@@ -215,6 +233,29 @@ def _open_memmap(array: np.memmap) -> HostRows:
     return HostRows(str(path), array, shape, dtype, fetch, lambda: _look(path), volatile=array.mode != "r")
 
 
+def _check_map(array: np.memmap, rows: HostRows) -> None:
+    """RuntimeError unless the file of this name is still the one under the map, as far as some rows tell.
+
+    The map itself keeps the old file open, without a way to ask for it.
+    """
+    again = f"{rows.name} is not the file that was mapped any more: {{}}; map it again"
+    for start, stop in sample_pieces(len(array)):
+        try:
+            found = rows.read(start, stop)  # first: a map must not be touched behind the end of its file
+        except RuntimeError as error:
+            raise RuntimeError(again.format(error)) from None
+        if found.tobytes() != np.asarray(array[start:stop], found.dtype).tobytes():
+            raise RuntimeError(again.format(f"rows {start} to {stop - 1} differ"))
+
+
+def sample_pieces(n: int) -> list[tuple[int, int]]:
+    """Up to 1024 of n rows as ranges (start, stop) from all over them."""
+    if n <= _SAMPLE:
+        return [(0, n)]
+    starts = np.linspace(0, n - _PIECE, _SAMPLE // _PIECE).astype(int).tolist()
+    return [(start, start + _PIECE) for start in starts]
+
+
 def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:
     file = os.open(path, os.O_RDONLY)
     try:
@@ -230,17 +271,15 @@ def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:
 
 def _open_records(records: Any) -> HostRows:
     """Rows decoded record by record. `records`: `num_points`, `event_shape`, `dtype`, `rows(index)["image"]`."""
-    directory = getattr(records, "directory", None)
+    directory, files = getattr(records, "directory", None), getattr(records, "files", ())
     shape = (records.num_points, *records.event_shape)
 
     def fetch(start: int, stop: int) -> np.ndarray:
         return records.rows(np.arange(start, stop))["image"]
 
     def state() -> State:
-        if directory is None:
-            return {}
-        files = sorted(path for path in Path(directory).iterdir() if path.is_file())
-        return {f"{what} of {path.name}": value for path in files for what, value in _look(path).items()}
+        found = ((path.name, _look(path)) for path in map(Path, files))
+        return {f"{what} of {name}": value for name, state in found for what, value in state.items()}
 
     name = str(directory) if directory is not None else "the data"
     return HostRows(name, records, shape, np.dtype(records.dtype), fetch, state)

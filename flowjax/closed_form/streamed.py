@@ -20,6 +20,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,13 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .construct import make_rows as make_rows_with
 from .construct import square_norms
 from .dense import Query, Rows
 from .rows import to_float
-from .sources import HostRows, OnHost, find, of_array
+from .sources import HostRows, OnHost, find, of_array, sample_pieces
 
 BLOCK_BYTES = 2**26
 INNER = 512
@@ -44,12 +46,11 @@ INNER = 512
 _MOST_POINTS = 2**30
 """Row numbers, and the end of a last block, are int32."""
 
-_SAMPLE, _PIECE = 1024, 16
-
 _PATIENCE = 2.0
 """Seconds before a pass shows that it is going on."""
 
 _Parts = TypeVar("_Parts")
+_Result = TypeVar("_Result")
 _background = ThreadPoolExecutor(4, "flowjax-read-ahead")
 
 
@@ -96,15 +97,19 @@ def make_rows(
             f"{data.name} has {data.shape[0] * copies} points, mirror images included; at most {_MOST_POINTS} can be "
             "numbered, so split the data into several fields"
         )
+    number = jax.ShapeDtypeStruct(data.shape[:1], np.float32)
+    present = number, *(None if leaf is None else number for leaf in (weights, labels))
+    size = block_rows(Rows(data, *present, *(None,) * 4), block_size)  # type: ignore[arg-type]
+    sums: list[int] = []
     rows = make_rows_with(
         data,  # type: ignore[arg-type]
         weights,
         labels,
         horizontal_flip,
-        functools.partial(_geometry, block_size=block_size),  # type: ignore[arg-type]
+        functools.partial(_geometry, size=size, sums=sums),  # type: ignore[arg-type]
     )
     on_host = [data, *(None if leaf is None else of_array(np.asarray(leaf)) for leaf in _per_row(rows)[1:])]
-    blocks = _Blocks(*on_host, size=block_rows(rows, block_size))
+    blocks = _Blocks(*on_host, size=size, sums=sums if data.volatile else None)
     # The blocks hold everything; the others only stand for what is there.
     held = [blocks, *on_host[1:]]
     leaves = [
@@ -112,6 +117,24 @@ def make_rows(
         for what, rows in zip(held, on_host, strict=True)
     ]
     return Rows(*leaves, *_whole(rows))  # type: ignore[arg-type]
+
+
+def take(rows: Rows, index: np.ndarray | jax.Array) -> jax.Array:
+    """Points [*batch, *event] float32 by number [*batch], as in `rows.take`, every number that of a point.
+
+    Raises:
+        RuntimeError: the data cannot be read, or its file is not what it was.
+        TypeError: under a trace.
+    """
+    held = rows.data.held  # type: ignore[union-attr]
+    if held is None or isinstance(index, Tracer):
+        raise TypeError("a streamed field reads rows on the host; ask for them outside jit")
+    flat = np.asarray(index).reshape(-1)
+    points = to_float(held.data.take(flat % rows.count))
+    mirrored = flat >= rows.count
+    if mirrored.any():
+        points[mirrored] = points[mirrored][..., ::-1, :]
+    return jnp.asarray(points.reshape(*index.shape, *points.shape[1:]))
 
 
 def accumulate(
@@ -152,26 +175,42 @@ def accumulate(
 
 
 @contextlib.contextmanager
-def reporting(rows: Rows) -> Iterator[None]:
-    """Let a failure to read come out of a pass as the sentence that it is.
+def reporting(rows: Rows, *queries: Any) -> Iterator[tuple[Rows, Callable[[_Result], _Result]]]:
+    """One evaluation: gives the rows to evaluate and what waits for their result.
 
-    Out of compiled code it comes wrapped, as one of several types, and after a logged traceback.
+    Out of compiled code a failure to read comes wrapped, as one of several types, and after a logged traceback; out of
+    here it comes as the sentence that it is, and only that. Evaluations may overlap: each has a pass of its own.
     """
     held = rows.data.held if is_streamed(rows) else None  # type: ignore[union-attr]
-    if held is None:  # in memory, or inside somebody else's compiled function
-        yield
+    if held is None or any(isinstance(query, Tracer) for query in queries):
+        # In memory, or part of somebody else's compiled function or transform, which may run when this is over.
+        yield rows, lambda result: result
         return
-    log = logging.getLogger("jax._src.callback")
-    silent, log.disabled = log.disabled, True
-    held.failure = None
+    one = _Pass(held, reports=True)
+
+    def wait(result):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(result)):
+            held.kept.append(one)  # somebody else's function after all: its queries are constants
+        return jax.block_until_ready(result)
+
     try:
-        yield
+        yield dataclasses.replace(rows, data=OnHost(one, rows.data.shape, rows.data.dtype)), wait  # type: ignore[arg-type]
     except Exception:
-        if held.failure is None:
+        if one.failure is None:
             raise
-        raise held.failure from None
-    finally:
-        log.disabled = silent
+        raise one.failure from None
+
+
+class _ReportedError(RuntimeError):
+    """A failure to read inside compiled code that `reporting` raises again by itself."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], _ReportedError)
+
+
+# JAX logs the traceback of every failed callback.
+logging.getLogger("jax._src.callback").addFilter(_is_news)
 
 
 def _per_row(rows: Rows) -> tuple[Any, Any, Any, Any]:
@@ -199,7 +238,13 @@ def _read(number: ArrayLike, step: ArrayLike) -> tuple[Any, ...]:
 
 
 class _Blocks:
-    """Blocks [size, ...] of host arrays by number, the next one always on its way."""
+    """Blocks [size, ...] of host arrays by number.
+
+    Attributes:
+        given: what the user gave as data.
+        size, count: rows of a block, and number of blocks.
+        kept: passes that a compiled function of the user's refers to.
+    """
 
     def __init__(
         self,
@@ -209,61 +254,82 @@ class _Blocks:
         labels: HostRows | None = None,
         *,
         size: int,
+        sums: list[int] | None = None,
     ):
         self.given = data.given
-        self.failure: BaseException | None = None
         self.size = size
         self.count = -(-data.shape[0] // size)
+        self.kept: list[_Pass] = []
+        self.data = data
         self._arrays = data, squares, log_weights, labels
         self._rows = data.shape[0]
-        self._next: tuple[int, Future] | None = None
-        self._lock = threading.Lock()
-        self._progress = _Progress(data.name, self.count)
-        self._sums = (
-            [self._sum(data.read(*self._range(step))) for step in range(self.count)]
-            if data.volatile
-            else None
-        )
+        self._sums = sums
+        self._shared = _Pass(self, reports=False)
 
     def read(self, step: int) -> tuple[Any, ...]:
-        """Data, square norms, log weights and labels of block `step`; None for what is not there."""
-        try:
-            with self._lock:
-                ahead, self._next = self._next, None
-            block = ahead[1].result() if ahead is not None and ahead[0] == step else self._load(step)
-            if step + 1 < self.count:
-                with self._lock:
-                    self._next = step + 1, _background.submit(self._load, step + 1)
-        except BaseException as error:
-            self.failure = error
-            self._progress.stop()
-            raise
-        self._progress.update(step)
-        return block
+        """What `load` gives, for compiled functions of the user's, which all share one pass."""
+        return self._shared.read(step)
 
-    @staticmethod
-    def _sum(block: np.ndarray) -> int:
-        return zlib.adler32(block.reshape(-1).view(np.uint8).data)
+    def load(self, step: int) -> tuple[Any, ...]:
+        """Data, square norms, log weights and labels of block `step`; None for what is not there.
 
-    def _range(self, step: int) -> tuple[int, int]:
+        Raises:
+            RuntimeError: the data cannot be read, or is not what it was.
+        """
         start = min(step * self.size, self._rows - self.size)
-        return start, start + self.size
-
-    def _load(self, step: int) -> tuple[Any, ...]:
-        start, stop = self._range(step)
-
+        stop = start + self.size
         data, squares, log_weights, labels = (
             None if array is None else array.read(start, stop) for array in self._arrays
         )
-        if self._sums is not None and data is not None and self._sum(data) != self._sums[step]:
+        if self._sums is not None and data is not None and _sum(data) != self._sums[step]:
             raise RuntimeError(
-                f"{self._arrays[0].name} changed after the field was built: rows {start} to {stop - 1} differ; "
+                f"{self.data.name} changed after the field was built: rows {start} to {stop - 1} differ; "
                 "build the field again"
             )
         if self._rows % self.size:
             log_weights = np.zeros(self.size, np.float32) if log_weights is None else log_weights.copy()
             log_weights[: step * self.size - start] = -np.inf
         return data, squares, log_weights, labels
+
+
+def _sum(block: np.ndarray) -> int:
+    return zlib.adler32(block.reshape(-1).view(np.uint8).data)
+
+
+class _Pass:
+    """One way through the blocks, the next one always on its way.
+
+    Attributes:
+        failure: of a read, where `reporting` asks for it.
+    """
+
+    def __init__(self, blocks: _Blocks, *, reports: bool):
+        # The blocks hold the pass that compiled functions share, and must not live longer for it.
+        self._blocks = blocks if reports else weakref.proxy(blocks)
+        self._reports = reports
+        self.failure: BaseException | None = None
+        self._next: tuple[int, Future] | None = None
+        self._lock = threading.Lock()
+        self._progress = _Progress(blocks.data.name, blocks.count)
+
+    def read(self, step: int) -> tuple[Any, ...]:
+        """What `_Blocks.load` gives of block `step`."""
+        blocks = self._blocks
+        try:
+            with self._lock:
+                ahead, self._next = self._next, None
+            block = ahead[1].result() if ahead is not None and ahead[0] == step else blocks.load(step)
+            if step + 1 < blocks.count:
+                with self._lock:
+                    self._next = step + 1, _background.submit(blocks.load, step + 1)
+        except BaseException as error:
+            self._progress.stop()
+            if not self._reports:
+                raise
+            self.failure = error
+            raise _ReportedError(str(error)) from error
+        self._progress.update(step)
+        return block
 
 
 class _Progress:
@@ -273,20 +339,26 @@ class _Progress:
         self._name, self._total = name, total
         self._began = time.perf_counter()
         self._bar: Any = None
+        self._lock = threading.Lock()
 
     def update(self, step: int) -> None:
         """Block `step` is handed over."""
-        if step == 0:
-            self.stop()
-            self._began = time.perf_counter()
-        elif step == self._total - 1:
-            self.stop()
-        elif self._bar is not None:
-            self._bar.update(self._task, completed=step)
-        elif time.perf_counter() - self._began > _PATIENCE and sys.stderr.isatty():
-            self._start(step)
+        with self._lock:
+            if step == 0:
+                self._stop()
+                self._began = time.perf_counter()
+            elif step == self._total - 1:
+                self._stop()
+            elif self._bar is not None:
+                self._bar.update(self._task, completed=step)
+            elif time.perf_counter() - self._began > _PATIENCE and sys.stderr.isatty():
+                self._start(step)
 
     def stop(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -309,9 +381,11 @@ class _Progress:
 
 
 def _geometry(
-    data: HostRows, horizontal_flip: bool, block_size: int | None
+    data: HostRows, horizontal_flip: bool, *, size: int, sums: list[int]
 ) -> tuple[jax.Array | None, np.ndarray, jax.Array]:
     """What `construct._geometry` gives: centre or None, square norms [n] float32, largest norm. One pass.
+
+    Appends to `sums` what later passes compare the blocks of volatile data with.
 
     Any point near the mean is as good a centre as the mean, so the mean of a sample is taken.
     """
@@ -323,23 +397,21 @@ def _geometry(
     if np.sum(mean**2) > np.mean(np.sum((sample - mean).reshape(len(sample), -1) ** 2, 1)):
         centre = jnp.asarray(mean.reshape(-1), jnp.float32)
     squares = np.empty(data.shape[0], np.float32)
-    size = block_rows(Rows(data, squares, None, None, *(None,) * 4), block_size)  # type: ignore[arg-type]
-    blocks = _Blocks(data, size=size)
     largest = np.float32(0)
+    blocks = _Blocks(data, size=size)
     for step in range(blocks.count):
         start = min(step * size, data.shape[0] - size)
-        norms, most = square_norms(jnp.asarray(blocks.read(step)[0]), centre)
+        block = blocks.read(step)[0]
+        if data.volatile:
+            sums.append(_sum(block))
+        norms, most = square_norms(jnp.asarray(block), centre)
         squares[start : start + size] = norms
         largest = np.maximum(largest, most)  # NaN stays
     return centre, squares, jnp.asarray(largest)
 
 
 def _sample(data: HostRows) -> np.ndarray:
-    """Up to _SAMPLE rows as float64, in pieces from all over the data."""
-    n = data.shape[0]
-    pieces = -(-_SAMPLE // _PIECE)
-    if n <= _SAMPLE:
-        starts, length = [0], n
-    else:
-        starts, length = np.linspace(0, n - _PIECE, pieces).astype(int).tolist(), _PIECE
-    return np.concatenate([to_float(data.read(start, start + length)) for start in starts]).astype(np.float64)
+    """Some rows as float64, in pieces from all over the data."""
+    return np.concatenate([to_float(data.read(*piece)) for piece in sample_pieces(data.shape[0])]).astype(
+        np.float64
+    )

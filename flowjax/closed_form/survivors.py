@@ -13,8 +13,8 @@ from flowjax.typing import Array, Bool, Flat, Float, Indices, Int, PerQuery, typ
 
 from . import moments as algebra
 from .bounds import Seen, Survivors, project_far, weights_of
+from .certificate import RELEVANT
 from .dense import Query, Rows
-from .evaluate import RELEVANT
 from .moments import Moments, Scalars
 from .refine import gather_points
 from .screen import LANES, Screen, Table

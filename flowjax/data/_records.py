@@ -27,7 +27,8 @@ _READ_AT_ONCE = 1024
 class Records:
     """Rows on disk with the face that `batches` asks of a `Dataset`: for data too large for memory.
 
-    `name`, `num_points`, `event_shape`, `dtype`, `num_classes`, `class_names`, `fingerprint`, `rows(index)`.
+    `name`, `num_points`, `event_shape`, `dtype`, `num_classes`, `class_names`, `fingerprint`, `rows(index)`; and the
+    `files` that the rows are in, of the folder `directory`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Records:
     num_classes: int | None
     class_names: tuple[str, ...] | None
     directory: Path
+    files: tuple[Path, ...]
     _source: Any = dataclasses.field(repr=False)
     _keys: tuple[str, str | None] = dataclasses.field(repr=False)
 
@@ -225,6 +227,7 @@ def _open(builder: Any, split: str, place: str, image_size: int | None = None) -
         num_classes=None if label is None else features[label].num_classes,
         class_names=names,
         directory=Path(builder.data_path),
+        files=tuple(map(Path, builder.info.splits[split].filepaths)),
         _source=source,
         _keys=(image, label),
     )

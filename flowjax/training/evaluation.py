@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flowjax as fj
-from flowjax.closed_form import ClosedFormField, to_float
+from flowjax.closed_form import ClosedFormField
 
 from .assembly import make_field, time_target
 from .run_dir import RunDirectory, versions, write_whole
@@ -75,7 +75,7 @@ def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 
     key = jax.random.key(seed)
     index_key, noise_key = jax.random.split(key)
     rows = jax.random.choice(index_key, field.num_points, (num_queries,))
-    x1 = to_float(field.data[rows])
+    x1 = field.rows(rows)
     x0 = jax.random.normal(noise_key, x1.shape)
     labels = None if field.labels is None else field.labels[rows]
     times = np.linspace(0, 0.96, 25, dtype=np.float32)

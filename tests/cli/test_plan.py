@@ -10,6 +10,7 @@ import pytest
 from flowjax import plan
 from flowjax.cli import main
 from flowjax.closed_form.shapes import SHAPES, DataShape, parse
+from flowjax.plan import planner
 
 GIB = 2**30
 PROGRAM = plan.Program(
@@ -49,8 +50,8 @@ def compiler(monkeypatch):
             PROGRAM, needed=needed, fits=needed <= place.device_memory, cycles=9e6 if step else 3e6
         ), 1e15 * step
 
-    monkeypatch.setattr(plan, "_compile", answer)
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(planner, "_compile", answer)
+    monkeypatch.setattr(planner.importlib.util, "find_spec", lambda name: object())
     return asked
 
 
@@ -113,7 +114,7 @@ def test_mistakes_are_one_sentence(capsys, argv, part):
 
 
 def test_without_the_compiler(capsys, monkeypatch):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(planner.importlib.util, "find_spec", lambda name: None)
     assert 'pip install "jax[tpu]"' in refused(capsys)
 
 
@@ -137,6 +138,14 @@ def test_slices_that_the_rows_alone_would_fill_are_not_compiled(capsys, compiler
 def test_no_slice_is_large_enough(capsys):
     error = refused(capsys, "--data", "400000000,64,64,3", "--topology", "v5e:4x4", "--no-step")
     assert "no larger slice of this chip does; take a smaller --batch or a chip with more memory" in error
+
+
+def test_slices_that_the_batch_does_not_divide_over_are_named(capsys, compiler):
+    # 23 GiB of the step would fit on 32 chips, but 48 examples go over 16 at most.
+    error = refused(capsys, "--data", "100000000,64,64,3", "--topology", "v5e:4x4", "--batch", "48")
+    assert "no larger slice that a batch of 48 can be split over does (v5e:4x8, v5e:8x8," in error
+    assert "take another --batch" in error
+    assert {topology for topology, _ in compiler} == {"v5e:4x4"}
 
 
 # -- the table ---------------------------------------------------------------------------------------

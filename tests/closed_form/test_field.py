@@ -1,5 +1,6 @@
 """Construction and bad input: one sentence with the values, before any work."""
 
+import jax
 import numpy as np
 import pytest
 from support import normal
@@ -130,3 +131,30 @@ def test_float64_input_is_rounded_and_repr_says_what_it_is():
     assert "20 points of shape (4,)" in repr(field)
     assert field.num_points == 20
     assert field.event_shape == (4,)
+
+
+def test_rows_by_number():
+    data = np.random.default_rng(0).integers(0, 256, (20, 3, 2, 1), np.uint8)
+    expected = fj.closed_form.to_float(data)
+    field = fj.ClosedFormField(data)
+    index = np.array([[1, 19], [0, 1]], np.uint8)
+    np.testing.assert_array_equal(field.rows(index), expected[index])
+    found = jax.jit(lambda field, index: field.rows(index))(field, np.array([5, -1, 20]))
+    np.testing.assert_array_equal(found[0], expected[5])
+    assert np.all(np.isnan(found[1:]))  # no points, and no error that a trace could raise
+    flipped = fj.ClosedFormField(data, horizontal_flip=True)
+    nearest = flipped.posterior(expected[:4, :, ::-1], 0.999).argmax
+    np.testing.assert_array_equal(flipped.rows(nearest), expected[:4, :, ::-1])
+    for wrong in (20, -1):
+        with pytest.raises(ValueError, match=rf"must lie in 0\.\.19, got values from {wrong} to {wrong}"):
+            field.rows(wrong)
+    with pytest.raises(TypeError, match="integers, got float"):
+        field.rows(0.0)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_rows_by_number_of_sharded_data(kind):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    data = normal(0, 20, 3)
+    field = fj.ClosedFormField(jax.device_put(data, jax.NamedSharding(mesh, jax.P("data"))))
+    np.testing.assert_array_equal(field.rows([3, 19, 0]), data[[3, 19, 0]])

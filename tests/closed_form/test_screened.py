@@ -10,7 +10,7 @@ from support import holds, nearest_neighbour, normal, on_path
 from test_dense import PATHS
 
 import flowjax as fj
-from flowjax.closed_form import screened
+from flowjax.closed_form import screen, screened
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
@@ -121,3 +121,9 @@ def test_no_queries():
     assert fj.ClosedFormField(normal(0, 97, 20), method="screened")(
         np.zeros((0, 20), np.float32), 0.5
     ).shape == (0, 20)
+
+
+def test_more_dimensions_than_the_eigensolver_takes(monkeypatch):
+    monkeypatch.setattr(screen, "_EIGH_DIMENSIONS", 16)
+    data = normal(0, 307, 24)
+    holds(data, on_path(data, normal(1, 6, 24), 0.8), 0.8)

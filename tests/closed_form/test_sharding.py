@@ -103,6 +103,63 @@ def test_inside_shard_map_the_local_rows_are_the_data_set():
         np.testing.assert_allclose(result[shard], fj.ClosedFormField(rows)(x, 0.3), rtol=1e-5, atol=1e-5)
 
 
+# -- queries over a second axis ----------------------------------------------------------------------
+
+
+def two_axes(kind="Auto"):
+    kinds = (getattr(jax.sharding.AxisType, kind),) * 2
+    mesh = jax.make_mesh((4, 2), ("rows", "queries"), axis_types=kinds)
+    return jax.NamedSharding(mesh, jax.P("rows")), jax.NamedSharding(mesh, jax.P("queries"))
+
+
+def collectives_of(function, *arguments) -> list[tuple[str, str]]:
+    """(shape, kind) of each in the compiled program."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    kinds = "all-reduce|all-gather|collective-permute|all-to-all"
+    return re.findall(rf" = (.*?) ({kinds})(?:-start)?\(", text)
+
+
+def test_queries_over_a_second_axis(monkeypatch):
+    monkeypatch.setattr(fj.closed_form.field, "_TILE", 4)  # six queries are two tiles, the second one padded
+    by_row, by_query = two_axes()
+    data = normal(0, N, 2, 3, 2)
+    options = {"horizontal_flip": True, "weights": np.linspace(0.5, 2, N, dtype=np.float32)}
+    single = fj.ClosedFormField(data, **options)
+    sharded = fj.ClosedFormField(jax.device_put(data, by_row), **options)
+    x = queries(data)
+    expected = single.posterior(x, T)
+    found = sharded.posterior(*jax.device_put((x, T), by_query))
+    for name, a, b in zip(expected._fields, expected, found, strict=True):
+        if name != "error_bound":
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_queries_over_a_second_axis_stay_where_they_are():
+    by_row, by_query = two_axes()
+    b = 2048  # two tiles
+    x = jax.device_put(normal(1, b, 2, 3, 2), by_query)
+
+    def asked(n):
+        field = fj.ClosedFormField(jax.device_put(normal(0, n, 2, 3, 2), by_row), horizontal_flip=True)
+        return collectives_of(lambda field, x: field(x, 0.3), field, x)
+
+    few, many = asked(4 * 600), asked(8 * 600)
+    assert few == many
+    # Once a tile: the selection of candidates, which XLA does not split, and the merge over the rows' axis.
+    assert 1 <= len(few) <= 8, few
+    field = fj.ClosedFormField(jax.device_put(normal(0, N, 2, 3, 2), by_row))
+    assert field(x, 0.3).sharding.is_equivalent_to(by_query, 4)
+
+
+def test_queries_over_an_explicit_axis_are_refused():
+    by_row, by_query = two_axes("Explicit")
+    field = fj.ClosedFormField(jax.device_put(normal(0, N, D), by_row))
+    x = normal(1, B, D)
+    np.testing.assert_allclose(field(x, T), fj.ClosedFormField(normal(0, N, D))(x, T), rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match=r"explicit type .*queries.*Auto"):
+        field(jax.device_put(x, by_query), 0.3)
+
+
 def test_rows_over_two_axes_are_refused():
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     data = jax.device_put(normal(0, N, D), jax.NamedSharding(mesh, jax.P(("a", "b"))))

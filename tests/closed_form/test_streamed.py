@@ -1,9 +1,12 @@
 """The streamed backend: the shared suite, every kind of source, transforms, files that change, memory."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from support import flat, normal, oracle_posterior
 import flowjax as fj
 from flowjax.closed_form import field as field_module
 from flowjax.closed_form import sources, streamed
+from flowjax.training.evaluation import target_curve
 
 BLOCK = 64
 
@@ -173,6 +177,13 @@ def test_records(tmp_path):
     field = fj.ClosedFormField(records, block_size=BLOCK)
     assert field.data is records
     check_against_oracle(field, data, queries(data))
+    np.testing.assert_array_equal(
+        field.rows([[3, 210], [3, 4]]), fj.closed_form.to_float(data[[[3, 210], [3, 4]]])
+    )
+    (place / "notes.txt").write_text("not a file that rows are in")
+    field(queries(data), 0.6)
+    curve, expected = (target_curve(one, num_queries=8) for one in (field, fj.ClosedFormField(data)))
+    np.testing.assert_allclose(curve["relative_variance"], expected["relative_variance"], atol=1e-5)
     changed = next(path for path in place.iterdir() if "array_record" in path.name)
     os.utime(changed, ns=(0, 0))
     with pytest.raises(RuntimeError, match=f"modification time of {changed.name}"):
@@ -313,6 +324,17 @@ def test_a_file_that_changes_during_a_pass(what, mapped, file, monkeypatch):
 
 
 @pytest.mark.parametrize("mapped", [False, True])
+def test_volatile_data_is_summed_once_a_pass(mapped, file, monkeypatch):
+    summed = []
+    sum_of = streamed._sum
+    monkeypatch.setattr(streamed, "_sum", lambda block: summed.append(len(block)) or sum_of(block))
+    field = build(np.load(file, mmap_mode="r+") if mapped else pixels(), labels=np.arange(211) % 2)
+    assert summed == [BLOCK] * 4
+    field(queries(pixels()), 0.6)
+    assert summed == [BLOCK] * 8
+
+
+@pytest.mark.parametrize("mapped", [False, True])
 def test_rows_written_in_place_are_noticed(mapped, file):
     """No file's state tells of it; even the multiset of norms is the same."""
     data = np.load(file, mmap_mode="r+") if mapped else pixels()
@@ -321,6 +343,96 @@ def test_rows_written_in_place_are_noticed(mapped, file):
     data[:] = data[::-1].copy()
     with pytest.raises(RuntimeError, match="changed after the field was built"):
         field(x, 0.6)
+
+
+@pytest.mark.parametrize("shorter", [False, True])
+def test_a_map_whose_file_was_replaced_before(shorter, file):
+    mapped = np.load(file, mmap_mode="r")
+    np.save(file.with_suffix(".other.npy"), pixels()[: 100 if shorter else None] ^ 1)
+    os.replace(file.with_suffix(".other.npy"), file)
+    with pytest.raises(
+        RuntimeError, match=r"rows.npy is not the file that was mapped any more.*map it again"
+    ):
+        build(mapped)
+    check_against_oracle(build(np.load(file, mmap_mode="r+")), np.load(file), queries(np.load(file)))
+
+
+# -- evaluations that overlap -------------------------------------------------------------------------------
+
+
+def test_evaluations_overlap_and_one_of_them_fails(file, monkeypatch, caplog):
+    """In threads, of one field: each has its own blocks read ahead, and its own failure."""
+    field, x = build(file), queries(pixels())
+    expected = np.asarray(field(x, 0.6))
+    together, passes, read = threading.Barrier(2), [], streamed._Pass.read
+
+    class Broken:
+        data, count = field._rows.data.held.data, field._rows.data.held.count
+
+        def load(self, step):
+            raise OSError("input/output error")
+
+    def read_together(one, step):
+        if step == 0:
+            passes.append(one)
+            together.wait(60)
+        if step == 2 and one is passes[0]:
+            one._next, one._blocks = None, Broken()
+        return read(one, step)
+
+    monkeypatch.setattr(streamed._Pass, "read", read_together)
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(lambda: np.asarray(field(x, 0.6))) for _ in range(2)]
+    failed = [one for one in both if one.exception() is not None]
+    assert [str(one.exception()) for one in failed] == ["input/output error"]
+    (other,) = set(both) - set(failed)
+    np.testing.assert_array_equal(other.result(), expected)
+    assert caplog.records == []  # JAX would have logged a traceback
+
+
+def test_what_others_do_wrong_in_callbacks_is_still_logged(file, caplog):
+    field, x = build(file), queries(pixels())
+
+    def wrong(_):
+        raise ValueError("not ours")
+
+    def other(x):
+        return jax.pure_callback(wrong, jax.ShapeDtypeStruct((), np.float32), x)
+
+    field(x, 0.6)
+    with pytest.raises(Exception, match="not ours"):
+        jax.block_until_ready(jax.jit(other)(np.float32(0)))
+    assert "not ours" in caplog.text
+    assert not logging.getLogger("jax._src.callback").disabled
+
+
+def test_queries_that_a_compiled_function_holds(file):
+    field, x = build(file), queries(pixels())
+    held = jax.jit(lambda: field(x, 0.6))
+    for _ in range(2):
+        np.testing.assert_allclose(held(), field(x, 0.6), rtol=1e-6, atol=1e-6)
+
+
+# -- rows by number -----------------------------------------------------------------------------------------
+
+
+def test_rows_by_number(file):
+    data = fj.closed_form.to_float(pixels())
+    field = build(file, horizontal_flip=True)
+    dense = fj.ClosedFormField(pixels(), horizontal_flip=True)
+    index = np.array([[3, 210, 4], [4, 0, 5]])
+    for one in (field, dense):
+        rows = one.rows(index)
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, data[index])
+        np.testing.assert_array_equal(one.rows(7), data[7])
+        np.testing.assert_array_equal(one.rows([211 + 7, 7]), np.stack([data[7][:, ::-1], data[7]]))
+        assert one.rows(np.zeros(0, int)).shape == (0, 4, 4, 1)
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(field.rows)(index)
+    CHANGES["size"](file)
+    with pytest.raises(RuntimeError, match="size was"):
+        field.rows(0)
 
 
 def test_a_failed_pass_leaves_nothing_behind(file, monkeypatch):
@@ -342,13 +454,16 @@ def test_a_failed_pass_leaves_nothing_behind(file, monkeypatch):
 
 def test_a_long_pass_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
     monkeypatch.setattr(streamed, "_PATIENCE", 0.0)
+    bars, stop = set(), streamed._Progress._stop
+    monkeypatch.setattr(streamed._Progress, "_stop", lambda bar: bars.add(bar) or stop(bar))
     data = pixels()
     field = build(data, block_size=20)
     field(queries(data), 0.6)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     field(queries(data), 0.6)
-    assert field._rows.data.held._progress._bar is None  # put away at the end
+    assert bars
+    assert all(bar._bar is None for bar in bars)  # put away at the end
     assert "streaming" in capsys.readouterr().err
 
 

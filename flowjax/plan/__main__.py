@@ -1,0 +1,5 @@
+"""`python -m flowjax.plan`: the worker, which `planner` starts."""
+
+from .worker import main
+
+main()
