@@ -179,31 +179,40 @@ def _choose(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedul
 def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
     """Step 4: a pass for every query that is not for dense, in chunks of the same or a similar one."""
     b, passes = chosen.level.shape[0], screen.passes
-    size = min(_CHUNK, b)
     order = jnp.argsort(chosen.level, stable=True).astype(jnp.int32)
-    order = jnp.pad(order, (0, size), constant_values=b)
-    count = jnp.sum(chosen.level < len(passes), dtype=jnp.int32)
 
-    def body(carry):
-        done, found = carry
-        index = lax.dynamic_slice_in_dim(order, done, size)
-        wanted = done + jnp.arange(size, dtype=jnp.int32) < count
-        now = _take(chosen, jnp.minimum(index, jnp.int32(b - 1)))
-        everywhere = now.seen._replace(coefficients=now.everywhere)
-        level = jnp.max(jnp.where(wanted, now.level, 0))
+    def chunks(size, last, spared, carry):
+        """By passes below `last`, from where the carry stands until so many are left."""
+        padded = jnp.pad(order, (0, size), constant_values=b)
+        count = jnp.sum(chosen.level < last, dtype=jnp.int32)
 
-        def run(number):
-            seen = now.seen if number < len(screen.near.levels) else everywhere
-            return find_survivors(screen, rows, seen, number, now.threshold)
+        def body(carry):
+            done, found = carry
+            index = lax.dynamic_slice_in_dim(padded, done, size)
+            wanted = done + jnp.arange(size, dtype=jnp.int32) < count
+            now = _take(chosen, jnp.minimum(index, jnp.int32(b - 1)))
+            everywhere = now.seen._replace(coefficients=now.everywhere)
+            level = jnp.max(jnp.where(wanted, now.level, 0))
 
-        bits = lax.switch(level, [functools.partial(run, number) for number in range(len(passes))])
-        new = collect(screen, rows, now.seen, everywhere, level, bits, now.threshold, wanted, now.reference)
-        target = jnp.where(wanted, index, jnp.int32(b))
-        found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
-        return done + jnp.int32(size), found
+            def run(number):
+                seen = now.seen if number < len(screen.near.levels) else everywhere
+                return find_survivors(screen, rows, seen, number, now.threshold)
 
-    start = jnp.int32(0), nothing_found(rows, b)
-    return lax.while_loop(lambda carry: carry[0] < count, body, start)[1]
+            bits = lax.switch(level, [functools.partial(run, number) for number in range(last)])
+            new = collect(
+                screen, rows, now.seen, everywhere, level, bits, now.threshold, wanted, now.reference
+            )
+            target = jnp.where(wanted, index, jnp.int32(b))
+            found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
+            return jnp.minimum(done + jnp.int32(size), count), found
+
+        return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
+
+    carry = jnp.int32(0), nothing_found(rows, b)
+    if b > _CHUNK:  # the cheapest pass costs less a query if many share it
+        size = min(2 * _CHUNK, b)
+        carry = chunks(size, 1, 3 * size // 4, carry)
+    return chunks(min(_CHUNK, b), len(passes), 0, carry)[1]
 
 
 def _in_chunks(function, arguments, size: int):

@@ -3,6 +3,7 @@
 Loops run over the survivors themselves, a fixed number at a time, so that their cost is that of what is left.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -166,45 +167,47 @@ def collect(
     )
     whose, which_row = pool
 
-    used = jnp.arange(whose.shape[0], dtype=jnp.int32) < length
-    evaluated = jnp.zeros(b, jnp.int32).at[whose].add(used.astype(jnp.int32))
+    def part(arrays, start):
+        return (lax.dynamic_slice_in_dim(array, start, _EXACT) for array in arrays)
 
     def score(state):
-        done, kept, pool = state
-        whose_now = lax.dynamic_slice_in_dim(whose, done, _EXACT)
-        row_now = lax.dynamic_slice_in_dim(which_row, done, _EXACT)
+        done, kept, pool, maximum, evaluated = state
+        whose_now, row_now = part((whose, which_row), done)
         logits, _ = pair_logits(rows, seen.query, whose_now, row_now)
         used = done + jnp.arange(_EXACT, dtype=jnp.int32) < length
         keep = used & (logits >= reference[whose_now] - RELEVANT)
+        maximum = maximum.at[whose_now].max(jnp.where(keep, logits, -jnp.inf))
+        evaluated = evaluated.at[whose_now].add(used.astype(jnp.int32))
         pool, kept = _append(pool, kept, keep, (whose_now, row_now, logits))
-        return done + jnp.int32(_EXACT), kept, pool
+        return done + jnp.int32(_EXACT), kept, pool, maximum, evaluated
 
+    total = algebra.empty(b, rows.dimension, jnp.float64, scalars=True)
     pool = none, none, jnp.full(none.shape, -jnp.inf, jnp.float64)
-    _, kept, (whose, which_row, logits) = lax.while_loop(
-        lambda state: state[0] < length, score, (zero, zero, pool)
-    )
-
-    maximum = jnp.full(b, -jnp.inf, jnp.float64).at[whose].max(logits)
-    shifted = logits - algebra.finite_max(maximum)[whose]
-    terms = jnp.exp(shifted)
-    best = jnp.where((logits == maximum[whose]) & (terms > 0), which_row, jnp.iinfo(jnp.int32).max)
-    index = jnp.full(b, jnp.iinfo(jnp.int32).max, jnp.int32).at[whose].min(best)
+    start = zero, zero, pool, total.max, jnp.zeros(b, jnp.int32)
+    _, kept, pool, maximum, evaluated = lax.while_loop(lambda state: state[0] < length, score, start)
+    reached, last = algebra.finite_max(maximum), jnp.iinfo(jnp.int32).max
 
     def add(state):
-        done, total, square = state
-        cut = (lax.dynamic_slice_in_dim(leaf, done, _EXACT) for leaf in (whose, which_row, terms))
-        whose_now, row_now, weight = cut
+        done, total, best = state
+        whose_now, row_now, logits = part(pool, done)  # −inf after the last one
+        shifted = logits - reached[whose_now]
+        weight = jnp.exp(shifted)
         points = gather_points(rows, row_now)
-        total = total.at[whose_now].add(weight[:, None] * points)
-        square = square.at[whose_now].add(weight * jnp.sum(points**2, 1))
-        return done + jnp.int32(_EXACT), total, square
+        values = Moments(
+            jnp.zeros(_EXACT, jnp.float64),
+            weight,
+            weight[:, None] * points,
+            Scalars(
+                weight * jnp.where(weight > 0, shifted, 0), weight * jnp.sum(points**2, 1), weight * weight
+            ),
+        )
+        sums = jax.tree.map(lambda old, value: old.at[whose_now].add(value), total, values)
+        best = best.at[whose_now].min(jnp.where((shifted == 0) & (weight > 0), row_now, last))
+        return done + jnp.int32(_EXACT), sums, best
 
-    start = zero, jnp.zeros((b, rows.dimension), jnp.float64), jnp.zeros(b, jnp.float64)
-    _, weighted_sum, square = lax.while_loop(lambda state: state[0] < kept, add, start)
-
-    def summed(values):
-        return jnp.zeros(b, jnp.float64).at[whose].add(values)
-
-    scalars = Scalars(summed(terms * jnp.where(terms > 0, shifted, 0)), square, summed(terms**2))
-    total = Moments(maximum, summed(terms), weighted_sum, scalars)
-    return Found(total, index, complete, pooled, evaluated)
+    # The maximum is no sum: it is put in its place at the end.
+    zeros = dataclasses.replace(total, max=jnp.zeros(b, jnp.float64))
+    _, total, best = lax.while_loop(
+        lambda state: state[0] < kept, add, (zero, zeros, jnp.full(b, last, jnp.int32))
+    )
+    return Found(dataclasses.replace(total, max=maximum), best, complete, pooled, evaluated)
