@@ -36,10 +36,11 @@ def natural_crops(count: int, size: int, seed: int = 0) -> np.ndarray:
     return np.stack(crops) / np.float32(127.5) - 1
 
 
-def _neighbours(data: np.ndarray, count: int) -> np.ndarray:
-    points = data.reshape(len(data), -1)
-    distances = (points**2).sum(1) - 2 * points[:count] @ points.T
-    distances[np.arange(count), np.arange(count)] = np.inf
+def neighbours(data: np.ndarray) -> np.ndarray:
+    """[n] number of each row's nearest other row."""
+    points = data.reshape(len(data), -1).astype(np.float64)
+    distances = (points**2).sum(1) - 2 * points @ points.T
+    np.fill_diagonal(distances, np.inf)
     return distances.argmin(1)
 
 
@@ -47,7 +48,7 @@ def run() -> dict[str, Any]:
     """One row per time and kind of query."""
     data = natural_crops(NUM_POINTS, SIZE)
     noise = np.random.default_rng(1).normal(size=(NUM_QUERIES, *data.shape[1:])).astype(np.float32)
-    partner = _neighbours(data, NUM_QUERIES)
+    partner = neighbours(data)[:NUM_QUERIES]
     fields = {p: fj.ClosedFormField(data, precision=p) for p in ("float32", "float64")}
     rows = []
     for time in TIMES:

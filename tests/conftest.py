@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["FLOWJAX_CACHE"] = "off"  # tests leave nothing in the user's folders
 os.environ.setdefault("FLOWJAX_CHECK_SHAPES", "1")  # before flowjax is imported
 
 import jax

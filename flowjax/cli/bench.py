@@ -21,6 +21,7 @@ benchmarks:
   streamed   rows read from a file against the same rows in memory; how much memory that takes
   accuracy   velocity error and certified bound against float64
   screened   certified screening against dense, time by time; --data SOURCE for pictures of your own
+  certificate  is a certified bound ever broken, and how tight is it, over 100 000 queries
   training   the target's share of a training step
   sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
   imports    seconds to import flowjax beside jax and flax
@@ -41,7 +42,16 @@ class Bench:
 
     name: Annotated[
         Literal[
-            "dense", "peers", "screened", "streamed", "accuracy", "training", "sampling", "imports", "pallas"
+            "dense",
+            "peers",
+            "screened",
+            "certificate",
+            "streamed",
+            "accuracy",
+            "training",
+            "sampling",
+            "imports",
+            "pallas",
         ]
         | None,
         tyro.conf.Positional,

@@ -25,16 +25,14 @@ from jax import lax
 
 from flowjax.typing import Array, Flat, Float, PerQuery, PerRow, Scalar, typed
 
+from .basis import basis_of
 from .dense import Rows, read_block, uses_direct_differences
 
-MAX_DIRECTIONS = 1024
 BANDS_PER_OCTAVE = 4
 LANES = 32
 """Rows whose survival is kept in one word."""
 
 _BLOCK = 1024
-_SAMPLE = 8192
-_EIGH_DIMENSIONS = 4096
 _CHUNK = 128
 """Products of queries with P sum this many terms in float32 and the chunks in float64."""
 
@@ -109,11 +107,11 @@ class Screen:
         return [(table, k) for table in (self.near, self.far) for k in table.levels]
 
     @property
-    def query_defect(self) -> float:
+    def query_defect(self) -> Scalar:
         """`query_defect` of the module's text: rounding of x, of products of `chunk` terms (Higham §3.1) with columns
-        of norm below 1.01, and of their sum."""
+        of norm at most (1 + delta)^½, and of their sum."""
         _, chunk, directions = self.basis.shape
-        return 1.02 * 2.0**-24 * (chunk * directions**0.5 + 3)
+        return (1 + self.delta.astype(jnp.float64)) * (1.02 * 2.0**-24 * (chunk * directions**0.5 + 3))
 
 
 def _near_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -158,11 +156,14 @@ def can_screen(rows: Rows) -> bool:
     return not uses_direct_differences(rows.dimension) and rows.count > 1
 
 
-@jax.jit
 def make_screen(rows: Rows) -> Screen:
     """Basis and tables, on the device where the rows are: about n d (d + 4 K) multiplications, once."""
+    return _make_tables(rows, basis_of(rows))
+
+
+@jax.jit
+def _make_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
     with jax.enable_x64(True):
-        basis = _principal_directions(rows)
         defect = jnp.einsum("dk,dl->kl", basis.astype(jnp.float64), basis.astype(jnp.float64))
         defect = defect - jnp.eye(basis.shape[1], dtype=jnp.float64)
         # ‖D‖ ≤ ‖D²‖_F^½, tighter than ‖D‖_F.
@@ -206,31 +207,9 @@ def make_screen(rows: Rows) -> Screen:
         chunk = min(_CHUNK, rows.dimension)
         padding = -rows.dimension % chunk
         chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, directions)
-        row_defect = 1.01 * (2.0**-24 + delta)
+        row_defect = 1.01 * (1 + delta) * (2.0**-24 + delta)
         first = near.columns[:, : near.span(near.levels[-1]).stop]
         return Screen(chunks, first, near, far, bias, round_up(delta), round_up(row_defect))
-
-
-def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
-    """Leading principal directions of a sample of the rows, float32, orthonormal up to rounding."""
-    d, coordinates = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
-    stride = -(-rows.count // _SAMPLE)
-    sample = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
-    points, _ = read_block(sample, jnp.zeros((), jnp.int32), sample.count, jnp.float32)
-    points = points - jnp.mean(points, 0)
-    if d <= _EIGH_DIMENSIONS:
-        covariance = jnp.einsum("nd,ne->de", points, points, precision=lax.Precision.HIGHEST)
-        _, vectors = jnp.linalg.eigh(covariance)
-        return vectors[:, ::-1][:, :coordinates].astype(jnp.float32)
-    # A Python number as the seed would be an int64, which warns: keys are made outside the float64 island.
-    vectors = jax.random.normal(jax.random.key(jnp.uint32(0)), (d, coordinates), jnp.float32)
-    for _ in range(3):
-        vectors = jnp.einsum("nd,nk->dk", points, jnp.einsum("nd,dk->nk", points, vectors))
-        vectors = jnp.linalg.qr(vectors)[0]
-    # Ordered by variance, so that the first coordinates are the best.
-    projected = jnp.einsum("nd,dk->nk", points, vectors)
-    _, rotation = jnp.linalg.eigh(jnp.einsum("nk,nl->kl", projected, projected))
-    return jnp.einsum("dk,kl->dl", vectors, rotation[:, ::-1], precision=lax.Precision.HIGHEST)
 
 
 @jax.tree_util.register_dataclass

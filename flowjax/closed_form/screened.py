@@ -63,12 +63,24 @@ _CHUNK = 64
 """Queries that share a pass."""
 
 _SAMPLE = 1024
-_PASS_COST = 2.5
-_LOCATE_COST = 5e4
-_PAIR_COST = 120
-_EXACT_COST = 170
-"""Costs in multiply-adds of the dense product, by the clock on a CPU of two cores: of an entry of a pass, of finding a
-survivor, of an entry of a row bounded again, of one evaluated exactly."""
+"""Rows that tell what a pass would leave."""
+
+
+class Costs(NamedTuple):
+    """What the choice of a pass counts, in multiply-adds of the dense product: an entry of a pass, finding a survivor,
+    an entry of a row bounded again, one of a row evaluated exactly."""
+
+    entry: float
+    survivor: float
+    bounded: float
+    evaluated: float
+
+
+COSTS = Costs(2.5, 5e4, 120, 170)
+"""By the clock on a CPU of two cores."""
+
+ONLY_SURVIVORS = Costs(0, 0, 1, 1)
+"""Screens whatever it can, whatever it costs: for checks of the certificate on small data."""
 
 _DENSE_CHUNKS = ((48, 32), (16, 4), (4, 0))
 """Queries that share a dense pass of what screening does not hold for, taken while more than so many are left: many at
@@ -103,14 +115,14 @@ def _choose_pass(
         for k in table.levels:
             span = table.span(k)
             pooled = survivors(table, seen, k)
-            cost = _PASS_COST * n * (span.stop - span.start) + _EXACT_COST * d * again
-            cost += (_PAIR_COST * table.columns.shape[1] + _LOCATE_COST) * pooled
+            cost = COSTS.entry * n * (span.stop - span.start) + COSTS.evaluated * d * again
+            cost += (COSTS.bounded * table.columns.shape[1] + COSTS.survivor) * pooled
             each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
         return jnp.stack(each, 1)
 
     near, dense = costs(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
     span = screen.far.span(screen.far.levels[0])
-    at_least = _PASS_COST * n * (span.stop - span.start) + _PAIR_COST * d * screen.far.directions
+    at_least = COSTS.entry * n * (span.stop - span.start) + COSTS.bounded * d * screen.far.directions
 
     def consider_far(_):
         everywhere = project_far(screen, seen)
@@ -363,7 +375,34 @@ def evaluate_screened(
             )
             return _with_fallback(plan, rows, x, t, labels, result, course.holds)
 
-    return in_tiles(plan, TILE, tile, x, t, labels, hint)
+    # Under vmap the queries of all instances are one batch: loops and branches of a batch of batches would run to the
+    # end of the longest and through all branches.
+    @jax.custom_batching.custom_vmap
+    def values(screen, rows, *queries):
+        return in_tiles(plan, TILE, tile, *queries)
+
+    @values.def_vmap
+    def rule(axis_size, in_batched, screen, rows, *queries):
+        data_batched, queries_batched = in_batched[:2], in_batched[2:]
+        if any(jax.tree.leaves(data_batched)):
+            raise NotImplementedError(
+                "jax.vmap over the data of a field that screens is not supported; use method='dense'"
+            )
+
+        def flat(leaf, batched):
+            whole = leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+            return whole.reshape(-1, *whole.shape[2:])
+
+        result = evaluate_screened(
+            plan,
+            screen,
+            rows,
+            *(jax.tree.map(flat, *pair) for pair in zip(queries, queries_batched, strict=True)),
+        )
+        result = jax.tree.map(lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:]), result)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return values(screen, rows, x, t, labels, hint)
 
 
 @evaluate_screened.defjvp

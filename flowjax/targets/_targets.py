@@ -156,7 +156,7 @@ class ClosedFormTarget(Target):
         return "closed-form"
 
     def _velocity(self, key, x0, x1, t, *, index, labels, rows):
-        return jax.lax.stop_gradient(self.field(self.path.interpolate(x0, x1, t), t, labels))
+        return jax.lax.stop_gradient(self.field(self.path.interpolate(x0, x1, t), t, labels, hint=index))
 
 
 def conditional(path: Path | None = None) -> ConditionalTarget:

@@ -10,7 +10,8 @@ from support import holds, nearest_neighbour, normal, on_path
 from test_dense import PATHS
 
 import flowjax as fj
-from flowjax.closed_form import screen, screened
+from benchmarks.certificate import adversaries
+from flowjax.closed_form import basis, screened
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
@@ -18,9 +19,8 @@ check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
 
 @pytest.fixture(autouse=True)
 def always_screened(monkeypatch):
-    """On data as small as here the dense pass is nearly always cheaper: count survivors only, so that it never is."""
-    for cost, value in {"_PASS_COST": 0, "_LOCATE_COST": 0, "_PAIR_COST": 1, "_EXACT_COST": 1}.items():
-        monkeypatch.setattr(screened, cost, value)
+    """On data as small as here the dense pass is nearly always cheaper."""
+    monkeypatch.setattr(screened, "COSTS", screened.ONLY_SURVIVORS)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -60,27 +60,12 @@ def test_pixels():
     check(data, on_path(points, normal(1, 5, 4, 4, 1), 0.6), 0.6)
 
 
-def adversaries():
-    """Data sets of one shape, so that one executable serves most of them."""
-    rng = np.random.default_rng(5)
-    base = normal(0, 211, 24)
-    yield "near duplicates", np.tile(base[:53], (4, 1))[:211] + 1e-3 * normal(1, 211, 24)
-    yield "duplicates", np.tile(base[:106], (2, 1))[:211]
-    yield "offset", base + 1000
-    yield "small", base * np.float32(1e-3)
-    yield "large", base * np.float32(100)
-    yield "heavy tails", base * rng.pareto(1.5, (211, 1)).astype(np.float32)
-    yield "sphere", 30 * base / np.linalg.norm(base, axis=1, keepdims=True)
-    # All rows along few directions, differing by their lengths: Cauchy-Schwarz is attained.
-    yield "rays", rng.gamma(2, 3, (211, 1)).astype(np.float32) * np.repeat(normal(1, 3, 24), 71, 0)[:211]
-    yield "line", np.linspace(-5, 5, 211, dtype=np.float32)[:, None] * normal(1, 1, 24)
-    yield "one spike", np.eye(24, dtype=np.float32)[rng.integers(0, 24, 211)] * 20
-
-
-@pytest.mark.parametrize(("name", "data"), list(adversaries()), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "data"), list(adversaries(211, 24)), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_no_bound_is_broken(name, data):
     """On the path, half-way between neighbours, and far from everything, at every time."""
-    data, times = np.asarray(data, np.float32), np.repeat(TIMES, 6)
+    times = np.repeat(TIMES, 6)
     noise, partner = np.tile(normal(9, 6, 24), (len(TIMES), 1)), nearest_neighbour(data, 6)
     rows, between = (np.tile(part, (len(TIMES), 1)) for part in (data[:6], (data[:6] + data[partner]) / 2))
     t = times[:, None]
@@ -124,6 +109,6 @@ def test_no_queries():
 
 
 def test_more_dimensions_than_the_eigensolver_takes(monkeypatch):
-    monkeypatch.setattr(screen, "_EIGH_DIMENSIONS", 16)
+    monkeypatch.setattr(basis, "_EIGH_DIMENSIONS", 16)
     data = normal(0, 307, 24)
     holds(data, on_path(data, normal(1, 6, 24), 0.8), 0.8)

@@ -1,0 +1,117 @@
+"""The directions that screening looks along: computed once per data set, and kept on disk.
+
+What is kept decides nothing but speed: `make_screen` measures how far from orthonormal the directions at hand are, and
+bounds what they leave out.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from flowjax._files import replacing
+from flowjax.typing import Array, Float
+
+from .dense import Rows, read_block
+
+MAX_DIRECTIONS = 1024
+CACHE_VARIABLE = "FLOWJAX_CACHE"
+
+_SAMPLE = 8192
+_EIGH_DIMENSIONS = 4096
+_KEEP_ENTRIES = 10_000_000
+"""Data of fewer entries has its directions in less time than files take to look after."""
+
+
+def basis_of(rows: Rows) -> Float[Array, "d K"]:
+    """Leading principal directions of the rows, float32, orthonormal up to rounding.
+
+    Concrete data of some size is looked up by its content in `cache_folder()`, and what is computed is kept there. A
+    damaged file is computed anew and a folder that cannot be written to is done without; both with a warning.
+    """
+    folder = cache_folder()
+    concrete = isinstance(rows.data, jax.Array) and not isinstance(rows.data, Tracer)
+    if folder is None or not concrete or rows.data.size < _KEEP_ENTRIES:
+        return _principal_directions(rows)
+    shape = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
+    digest = _digest(np.asarray(rows.data))
+    file = folder / f"basis-{digest[:32]}.npz"
+    try:
+        return jnp.asarray(_read(file, digest, shape))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _warn(f"{file} is damaged ({error}); the directions that screening uses are computed anew")
+    basis = _principal_directions(rows)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part, part.open("wb") as stream:
+            np.savez(stream, basis=np.asarray(basis), digest=np.asarray(digest))
+    except OSError as error:
+        _warn(
+            f"the directions that screening uses could not be kept in {folder} ({error}); the next field of this data "
+            f"computes them anew. The environment variable {CACHE_VARIABLE} names another folder, or is off"
+        )
+    return basis
+
+
+def cache_folder() -> Path | None:
+    """Where directions are kept: what FLOWJAX_CACHE names ("off": nowhere), else the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return None if named.lower() == "off" else Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowjax"
+
+
+def _digest(data: np.ndarray) -> str:
+    hashed = hashlib.blake2b(f"{data.dtype} {data.shape} {MAX_DIRECTIONS} {_SAMPLE}".encode(), digest_size=32)
+    hashed.update(np.ascontiguousarray(data).view(np.uint8).data)
+    return hashed.hexdigest()
+
+
+def _read(file: Path, digest: str, shape: tuple[int, int]) -> np.ndarray:
+    with np.load(file) as stored:
+        if str(stored["digest"]) != digest:
+            raise ValueError("it belongs to other data")
+        basis = stored["basis"]
+    if basis.shape != shape or basis.dtype != np.float32:
+        raise ValueError(f"{basis.dtype} of shape {basis.shape} instead of float32 of shape {shape}")
+    if not np.allclose(np.sum(basis**2, 0), 1, atol=1e-3):
+        raise ValueError("its columns are not of length 1")
+    return basis
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+@functools.partial(jax.jit)
+def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
+    """Of a sample of the rows: eigenvectors of its covariance, or by randomised subspace iteration in many dimensions
+    (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4)."""
+    d, directions = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
+    stride = -(-rows.count // _SAMPLE)
+    sample = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
+    points, _ = read_block(sample, jnp.zeros((), jnp.int32), sample.count, jnp.float32)
+    points = points - jnp.mean(points, 0)
+    if d <= _EIGH_DIMENSIONS:
+        covariance = jnp.einsum("nd,ne->de", points, points, precision=lax.Precision.HIGHEST)
+        _, vectors = jnp.linalg.eigh(covariance)
+        return vectors[:, ::-1][:, :directions].astype(jnp.float32)
+    vectors = jax.random.normal(jax.random.key(0), (d, directions), jnp.float32)
+    for _ in range(3):
+        vectors = jnp.einsum("nd,dk->nk", points, vectors)
+        vectors = jnp.linalg.qr(jnp.einsum("nd,nk->dk", points, vectors))[0]
+    # Ordered by variance, so that the first coordinates are the best.
+    projected = jnp.einsum("nd,dk->nk", points, vectors)
+    _, rotation = jnp.linalg.eigh(jnp.einsum("nk,nl->kl", projected, projected))
+    return jnp.einsum("dk,kl->dl", vectors, rotation[:, ::-1], precision=lax.Precision.HIGHEST)
