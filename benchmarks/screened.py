@@ -59,6 +59,13 @@ def _pictures(source: str | None) -> np.ndarray:
     return np.asarray(fj.closed_form.to_float(jnp.asarray(images)))
 
 
+def _fields(images: jax.Array) -> dict[str, fj.ClosedFormField]:
+    return {
+        "dense": fj.ClosedFormField(images, method="dense"),
+        "screened": fj.ClosedFormField(images, method="screened"),
+    }
+
+
 def run(*, rounds: int = 5, data: str | None = None) -> dict[str, Any]:
     """All times, uniform times, off-path queries, data without structure, a trajectory; see the module's docstring."""
     images = jnp.asarray(_pictures(data))
@@ -67,7 +74,7 @@ def run(*, rounds: int = 5, data: str | None = None) -> dict[str, Any]:
     order = np.random.default_rng(2).permutation(n)
     rows, others = images[order[:QUERIES]], images[order[QUERIES : 2 * QUERIES]]
     hint, uniform = jnp.asarray(order[:QUERIES]), jax.random.uniform(jax.random.key(3), (QUERIES,))
-    fields = {method: fj.ClosedFormField(images, method=method) for method in ("dense", "screened")}
+    fields = _fields(images)
     limits = [
         harness.both_products_case("both products", noise.reshape(QUERIES, -1), images.reshape(n, -1)),
         harness.product_case(f"product with {COLUMNS} columns", QUERIES, COLUMNS, n),
@@ -82,7 +89,7 @@ def run(*, rounds: int = 5, data: str | None = None) -> dict[str, Any]:
         x = column * ends + (1 - column) * noise
         cases.append(_case(name, fields, x, t, hint, limits, rounds))
     isotropic = jax.random.normal(jax.random.key(4), (n, *images.shape[1:]))
-    alike = {method: fj.ClosedFormField(isotropic, method=method) for method in fields}
+    alike = _fields(isotropic)
     for t in (0.3, 0.6):
         x = t * isotropic[:QUERIES] + (1 - t) * noise
         times = jnp.full(QUERIES, t, jnp.float32)

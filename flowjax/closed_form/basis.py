@@ -64,6 +64,11 @@ def basis_of(rows: Rows) -> Float[Array, "d K"]:
     return basis
 
 
+def sample_stride(count: int) -> int:
+    """Every how many rows one is looked at for the directions; they leave out less of these than of the others."""
+    return -(-count // _SAMPLE)
+
+
 def cache_folder() -> Path | None:
     """Where directions are kept: what FLOWJAX_CACHE names ("off": nowhere), else the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
@@ -99,7 +104,7 @@ def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
     """Of a sample of the rows: eigenvectors of its covariance, or by randomised subspace iteration in many dimensions
     (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4)."""
     d, directions = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
-    stride = -(-rows.count // _SAMPLE)
+    stride = sample_stride(rows.count)
     sample = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
     points, _ = read_block(sample, jnp.zeros((), jnp.int32), sample.count, jnp.float32)
     points = points - jnp.mean(points, 0)

@@ -22,6 +22,7 @@ queries go to the dense pass after one or two others. Dense keeps both cores bus
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from jax import lax
 from flowjax.typing import Array, Bool, Flat, Float, Indices, PerQuery
 
 from . import moments as algebra
+from .basis import sample_stride
 from .bounds import (
     Seen,
     find_survivors,
@@ -102,6 +104,10 @@ def _choose_pass(
     """
     n, d, b = rows.count, rows.dimension, threshold.shape[0]
     stride = -(-n // _SAMPLE)
+    while (
+        math.gcd(stride, sample_stride(n)) > 1
+    ):  # or only rows that the directions were fitted to would be asked
+        stride += 1
     labels = None if rows.labels is None else rows.labels[::stride]
 
     def survivors(table, seen, k):
