@@ -44,7 +44,7 @@ def _cases() -> Cases:
 
     points = jax.random.normal(jax.random.key(1), (_POINTS, 2))
     x = jax.random.normal(jax.random.key(2), (_POINT_QUERIES, 2))
-    few = fj.ClosedFormField(points)
+    few = fj.ClosedFormField(points, method="dense")
     return {
         "products / dense, d = 3072": (
             harness.both_products_case("products", noise.reshape(_PICTURE_QUERIES, -1), flat),

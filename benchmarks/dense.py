@@ -69,7 +69,7 @@ def _shape(dimension: int, queries: int, rounds: int) -> dict[str, Any]:
     """One shape: the field, its posterior, the two-step version and the product, interleaved."""
     data = _data(dimension)
     x = jax.random.normal(jax.random.key(1), (queries, dimension))
-    field = fj.ClosedFormField(data)
+    field = fj.ClosedFormField(data, method="dense")
     norms = jnp.sum(data**2, 1)
     flop = 4.0 * queries * NUM_POINTS * dimension
     cases = [
@@ -77,12 +77,14 @@ def _shape(dimension: int, queries: int, rounds: int) -> dict[str, Any]:
         harness.Case("posterior", functools.partial(_posterior, field, x), flop),
         harness.Case("two-step", functools.partial(two_step, data, norms, x), flop),
     ]
-    precise = fj.ClosedFormField(data, precision="float64")
+    precise = fj.ClosedFormField(data, method="dense", precision="float64")
     cases.append(harness.Case("field, float64", functools.partial(_field, precise, x), flop))
     if dimension >= 1024:
         pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, data.shape, np.uint8))
         cases.append(
-            harness.Case("field, uint8", functools.partial(_field, fj.ClosedFormField(pixels), x), flop)
+            harness.Case(
+                "field, uint8", functools.partial(_field, fj.ClosedFormField(pixels, method="dense"), x), flop
+            )
         )
     on_host, few = np.asarray(data), np.asarray(x[:_BROADCAST_QUERIES])
     cases.append(

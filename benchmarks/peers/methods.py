@@ -76,12 +76,16 @@ def _log_density(field: fj.ClosedFormField, x: jax.Array) -> jax.Array:
 
 def flowjax(problem: Problem, **options: Any) -> Prepared:
     """`ClosedFormField` with these options."""
-    return functools.partial(_field, fj.ClosedFormField(problem.data, **options), jnp.asarray(problem.x))
+    return functools.partial(
+        _field, fj.ClosedFormField(problem.data, **{"method": "dense", **options}), jnp.asarray(problem.x)
+    )
 
 
 def flowjax_log_density(problem: Problem) -> Prepared:
     """The log-density out of `posterior`, whose other moments the compiler leaves out."""
-    return functools.partial(_log_density, fj.ClosedFormField(problem.data), jnp.asarray(problem.x))
+    return functools.partial(
+        _log_density, fj.ClosedFormField(problem.data, method="dense"), jnp.asarray(problem.x)
+    )
 
 
 def jnp_two_products(problem: Problem) -> Prepared:

@@ -80,7 +80,7 @@ def on_path(name: str, data: np.ndarray, num_queries: int, few: int) -> Problem:
 def truth(problem: Problem) -> fj.Posterior:
     """The posterior in double precision throughout: what errors are measured against. Tests hold it to the oracle."""
     with jax.enable_x64(True):
-        field = fj.ClosedFormField(problem.data, precision="float64")
+        field = fj.ClosedFormField(problem.data, method="dense", precision="float64")
         return jax.tree.map(np.asarray, field.posterior(jnp.asarray(problem.x, jnp.float64), TIME))
 
 

@@ -14,7 +14,7 @@ from flowjax.paths import Linear, Path
 
 from . import streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
-from .dense import Settings
+from .dense import Rows, Settings
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
 from .rows import take
@@ -29,6 +29,7 @@ _BUILT_METHODS = ("auto", "dense", "screened", "streamed", "pallas_tpu")
 _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
+_AUTO_SCREEN_ENTRIES = 50_000_000
 
 
 class Posterior(NamedTuple):
@@ -89,13 +90,16 @@ class ClosedFormField:
             `.npy` file, a `np.memmap`, or what `flowjax.data.stream` opens.
         path: Gaussian path.
         method: "dense" looks at every row. "screened" bounds the rows' weights and looks at those that may
-            matter: cheaper the later in time, at the price of tables of up to 1400 float32 a row built here;
-            where the tolerance cannot be certified so, a query is evaluated densely. "streamed" leaves the rows on the
+            matter: cheaper the later in time, at the price of tables of up to 1400 float32 a row built here
+            (`screen_bytes`; the directions behind them are kept on disk, in the folder that the environment variable
+            FLOWJAX_CACHE names, by default ~/.cache/flowjax); where screening would cost more or cannot certify the
+            tolerance, a query is evaluated densely; `explain` tells which were. "streamed" leaves the rows on the
             host or on disk and reads them block by block at every evaluation, the next block while the device works
             on the present one; it works under `jit`, `vmap` and `grad` too, and is to be kept until the results are
             there. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions; above them, and for sharded
             rows, XLA's two products do it; off a TPU the kernel is interpreted, which is for tests. "auto" streams
-            paths and records and is "dense" for arrays. "pallas_gpu" is not built yet.
+            paths and records, screens float32-precision arrays of 50 million entries and more on one CPU device (from
+            there on it pays at every time, measured), and is "dense" for the others. "pallas_gpu" is not built yet.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
@@ -153,6 +157,8 @@ class ClosedFormField:
             empty_classes(self._rows),
         )
         self._screen = None
+        if method == "auto" and _screens_by_itself(self._rows, self._static):
+            method = "screened"
         if method == "screened":
             if self._static.placement is not None:
                 raise ValueError(
@@ -230,6 +236,11 @@ class ClosedFormField:
         return None if self._rows.labels is None else self._rows.class_log_weights.shape[0]
 
     @property
+    def screen_bytes(self) -> int:
+        """Bytes of the tables that screening uses beside the data; 0 if the field does not screen."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._screen))
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self._rows.data.shape[1:])
 
@@ -240,7 +251,8 @@ class ClosedFormField:
     def __repr__(self) -> str:
         return (
             f"ClosedFormField({self.num_points} points of shape {self.event_shape}, {self._rows.data.dtype}, "
-            f"path={self.path}, method={self._static.method!r})"
+            f"path={self.path}, method={self._static.method!r}"
+            + (f", {self.screen_bytes / 2**20:.0f} MB of tables)" if self._screen is not None else ")")
         )
 
     # -- evaluation -------------------------------------------------------------------------------------
@@ -392,6 +404,16 @@ class ClosedFormField:
             raise ValueError(
                 f"class {empty[0]} has no points of positive weight, so it has no velocity; ask for another label"
             )
+
+
+def _screens_by_itself(rows: Rows, static: _Static) -> bool:
+    """Whether "auto" screens: where it was measured to pay, with the tables' cost forgotten after a few batches."""
+    data = rows.data
+    if not isinstance(data, jax.Array) or isinstance(data, Tracer) or static.placement is not None:
+        return False
+    if {device.platform for device in data.devices()} != {"cpu"} or len(data.devices()) > 1:
+        return False
+    return static.precision == "float32" and data.size >= _AUTO_SCREEN_ENTRIES and can_screen(rows)
 
 
 def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:

@@ -58,7 +58,11 @@ def make_field(config: TrainConfig, dataset: fj.data.Dataset) -> ClosedFormField
     """The exact field of the data set as this run sees it: its path, its flips, its classes."""
     labels = dataset.labels if config.data.class_conditional else None
     return ClosedFormField(
-        dataset.images, config.target.build_path(), labels=labels, horizontal_flip=config.data.horizontal_flip
+        dataset.images,
+        config.target.build_path(),
+        method=config.target.method,
+        labels=labels,
+        horizontal_flip=config.data.horizontal_flip,
     )
 
 

@@ -49,11 +49,13 @@ class TargetConfig:
         name: conditional (CFM), empirical (EFM), or closed-form (exact).
         num_samples: points of the empirical target.
         path: linear, trigonometric or variance-preserving.
+        method: of the field behind closed-form: auto, dense or screened (see ClosedFormField).
     """
 
     name: Annotated[TargetName, tyro.conf.arg(aliases=("--target",))] = "closed-form"
     num_samples: int = 1000
     path: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
+    method: Literal["auto", "dense", "screened"] = "auto"
 
     def build_path(self) -> paths.Path:
         return _PATHS[self.path]()

@@ -1,10 +1,12 @@
 """Screening as users get it: what it chooses, and what it keeps on pictures."""
 
+import jax
 import numpy as np
 import pytest
 from support import flat, holds, natural_patches, nearest_neighbour, normal, on_path, oracle_posterior
 
 import flowjax as fj
+from flowjax.closed_form import field as field_module
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 
@@ -40,3 +42,32 @@ def test_explain_tells_how_queries_were_evaluated():
     assert report.relative_bound[3:].max() <= 1e-5
     assert "3 by the dense pass, 3 by screening" in str(report)
     assert "'dense'" in str(fj.ClosedFormField(data, method="dense").explain(data[:2], 0.5))
+
+
+def test_auto_screens_large_arrays_only(monkeypatch):
+    data = normal(0, 97, 20)
+    assert fj.ClosedFormField(data).screen_bytes == 0
+    monkeypatch.setattr(field_module, "_AUTO_SCREEN_ENTRIES", data.size)
+    field = fj.ClosedFormField(data)
+    assert field.screen_bytes > data.nbytes
+    assert "MB of tables" in repr(field)
+    assert fj.ClosedFormField(data[:96]).screen_bytes == 0
+    assert fj.ClosedFormField(data, precision="float64").screen_bytes == 0
+    assert fj.ClosedFormField(data[:, :8]).screen_bytes == 0
+    mesh = jax.make_mesh((8,), ("data",))
+    sharded = jax.device_put(np.tile(data, (8, 1)), jax.NamedSharding(mesh, jax.P("data")))
+    assert fj.ClosedFormField(sharded).screen_bytes == 0
+    assert jax.jit(lambda data: fj.ClosedFormField(data)(data[:2], 0.5))(data).shape == (2, 20)
+
+
+def test_a_hint_changes_the_work_and_not_the_result():
+    data, t = normal(0, 1301, 256), np.full(6, 0.9, np.float32)
+    field, x = fj.ClosedFormField(data, method="screened"), on_path(data, normal(1, 6, 256), 0.9)
+    expected = field(x, t)
+    for hint in (np.arange(6), np.arange(6)[::-1], 1300):
+        np.testing.assert_allclose(field(x, t, hint=hint), expected, rtol=1e-6, atol=1e-6)
+    assert not field.explain(x, t, hint=np.arange(6)).dense.any()
+    assert field.explain(x, t, hint=1300).dense.all()  # the threshold of a far row keeps everything
+    with pytest.raises(TypeError, match="hint must be integers"):
+        field(x, t, hint=0.5)
+    np.testing.assert_array_equal(fj.ClosedFormField(data)(x, t, hint=3), fj.ClosedFormField(data)(x, t))
