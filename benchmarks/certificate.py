@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import flowjax as fj
-from flowjax.closed_form import oracle, screened
+from flowjax.closed_form import costs, oracle
 
 from . import harness
 from .accuracy import natural_crops, neighbours
 
-NUM_POINTS, DIMENSION, QUERIES = 509, 48, 1000
+NUM_POINTS, DIMENSION, QUERIES = 2111, 48, 1000
 
 
 def adversaries(n: int, d: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -47,29 +47,44 @@ def adversaries(n: int, d: int) -> Iterator[tuple[str, np.ndarray]]:
     yield "isotropic", base
 
 
-def _queries(data: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """x [count, d] and t [count]: on the path, between neighbours and far from everything, in equal parts."""
+def _queries(
+    data: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x [count, *event], t [count] and the row that each was made of: on the path, between neighbours and far from
+    everything, in equal parts."""
     t = np.where(rng.random(count) < 0.75, rng.random(count), 1 - 10 ** rng.uniform(-3.5, -1, count))
     t = t.astype(np.float32)
     row = rng.integers(0, len(data), count)
-    noise = rng.normal(size=(count, data.shape[1])).astype(np.float32)
-    column = t[:, None]
+    noise = rng.normal(size=(count, *data.shape[1:])).astype(np.float32)
+    column = t.reshape(-1, *[1] * (data.ndim - 1))
     on_path = (1 - column) * noise + column * data[row]
     between = column * (data[row] + data[neighbours(data)[row]]) / 2
-    kind = np.arange(count)[:, None] % 3
-    return np.where(kind == 0, on_path, np.where(kind == 1, between, 50 * noise)), t
+    kind = np.arange(count).reshape(column.shape) % 3
+    return np.where(kind == 0, on_path, np.where(kind == 1, between, 50 * noise)), t, row
 
 
-def _check(data: np.ndarray, x: np.ndarray, t: np.ndarray) -> dict[str, Any]:
-    field = fj.ClosedFormField(data, method="screened")
-    posterior = jax.jit(lambda field, x, t: field.posterior(x, t))(field, x, t)
-    dense = field.explain(x, t).dense
+def _check(
+    data: np.ndarray, x: np.ndarray, t: np.ndarray, labels=None, hint=None, **options
+) -> dict[str, Any]:
+    """Counts and errors. `labels`: [n] of the rows and [b] of the queries; hint [b]; options of field and oracle."""
+    row_labels, query_labels = labels or (None, None)
+    with mock.patch.object(costs, "MEASURED", costs.ONLY_SURVIVORS):
+        field = fj.ClosedFormField(data, method="screened", labels=row_labels, **options)
+    posterior = field.posterior(x, t, query_labels, hint=hint)
+    dense = field.explain(x, t, query_labels, hint=hint).dense
     with jax.enable_x64(True):
         exact, path = jnp.asarray(t, jnp.float64), field.path
         schedules = path.alpha(exact), path.sigma(exact), path.alpha_dot(exact), path.sigma_dot(exact)
         schedules = tuple(np.asarray(s) for s in schedules)
-    expected = oracle.posterior(data, x, schedules).velocity  # type: ignore[arg-type]
-    error = np.linalg.norm(np.asarray(posterior.velocity, np.float64) - expected, axis=1)
+    expected = oracle.posterior(
+        data,
+        x,
+        schedules,  # type: ignore[arg-type]
+        labels=row_labels,
+        query_labels=query_labels,
+        **options,
+    ).velocity
+    error = np.linalg.norm(np.asarray(posterior.velocity, np.float64).reshape(len(x), -1) - expected, axis=1)
     bound, size = np.asarray(posterior.error_bound, np.float64), np.linalg.norm(expected, axis=1)
     ratio = bound / np.maximum(error, np.finfo(np.float64).tiny)
     held = ~dense
@@ -87,14 +102,27 @@ def _check(data: np.ndarray, x: np.ndarray, t: np.ndarray) -> dict[str, Any]:
 
 def run(*, rounds: int = 9) -> dict[str, Any]:
     """One case a data set; see the module's docstring."""
-    pictures = natural_crops(NUM_POINTS, 16).reshape(NUM_POINTS, -1)
+    sets = [*adversaries(NUM_POINTS, DIMENSION)]
+    sets.append(("natural pictures 16×16×3", natural_crops(NUM_POINTS, 16).reshape(NUM_POINTS, -1)))
     cases = []
-    with mock.patch.object(screened, "COSTS", screened.ONLY_SURVIVORS):
-        for name, data in [*adversaries(NUM_POINTS, DIMENSION), ("natural pictures 16×16×3", pictures)]:
-            x, t = _queries(data, rounds * QUERIES, np.random.default_rng(len(cases)))
-            cases.append({"name": name, "shape": list(data.shape), **_check(data, x, t)})
-            print(f"{name}: {cases[-1]['broken']} of {cases[-1]['pairs']} broken", flush=True)
-    jax.clear_caches()  # what was compiled with these costs is nobody else's
+
+    def add(name, data, x, t, **options):
+        cases.append({"name": name, "shape": list(data.shape), **_check(data, x, t, **options)})
+        print(f"{name}: {cases[-1]['broken']} of {cases[-1]['pairs']} broken", flush=True)
+
+    for name, data in sets:
+        add(name, data, *_queries(data, rounds * QUERIES, np.random.default_rng(len(cases)))[:2])
+    data, rng = natural_crops(NUM_POINTS, 8), np.random.default_rng(len(cases))
+    x, t, row = _queries(data, rounds * QUERIES, rng)
+    labels = rng.integers(0, 3, NUM_POINTS)
+    add(
+        "natural pictures 8×8×3 with flips, weights, classes and hints",
+        *(data, x, t),
+        labels=(labels, labels[row]),
+        hint=row,
+        horizontal_flip=True,
+        weights=rng.gamma(1, 1, NUM_POINTS).astype(np.float32),
+    )
     return {
         "benchmark": "certificate",
         "machine": harness.machine(),

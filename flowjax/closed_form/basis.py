@@ -38,19 +38,19 @@ def basis_of(rows: Rows) -> Float[Array, "d K"]:
     Concrete data of some size is looked up by its content in `cache_folder()`, and what is computed is kept there. A
     damaged file is computed anew and a folder that cannot be written to is done without; both with a warning.
     """
-    folder = cache_folder()
     concrete = isinstance(rows.data, jax.Array) and not isinstance(rows.data, Tracer)
-    if folder is None or not concrete or rows.data.size < _KEEP_ENTRIES:
+    folder = cache_folder() if concrete and rows.data.size >= _KEEP_ENTRIES else None
+    if folder is None:
         return _principal_directions(rows)
     shape = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
     digest = _digest(np.asarray(rows.data))
     file = folder / f"basis-{digest[:32]}.npz"
     try:
         return jnp.asarray(_read(file, digest, shape))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        _warn(f"{file} is damaged ({error}); the directions that screening uses are computed anew")
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _warn(f"{file} cannot be used ({error}); the directions that screening uses are computed anew")
     basis = _principal_directions(rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,10 @@ def cache_folder() -> Path | None:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return None if named.lower() == "off" else Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowjax"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowjax"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _digest(data: np.ndarray) -> str:
@@ -84,7 +87,7 @@ def _digest(data: np.ndarray) -> str:
 
 
 def _read(file: Path, digest: str, shape: tuple[int, int]) -> np.ndarray:
-    with np.load(file) as stored:
+    with file.open("rb") as stream, np.load(stream) as stored:
         if str(stored["digest"]) != digest:
             raise ValueError("it belongs to other data")
         basis = stored["basis"]

@@ -12,8 +12,9 @@ from jax.typing import ArrayLike
 from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
-from . import streamed
+from . import costs, streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
+from .costs import Costs
 from .dense import Rows, Settings
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
@@ -30,6 +31,7 @@ _BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
 _AUTO_SCREEN_ENTRIES = 50_000_000
+_AUTO_SCREEN_POINTS = 500_000
 
 
 class Posterior(NamedTuple):
@@ -68,6 +70,7 @@ class _Static:
     horizontal_flip: bool
     placement: Placement | None
     empty_classes: tuple[int, ...]
+    costs: Costs
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -98,8 +101,8 @@ class ClosedFormField:
             on the present one; it works under `jit`, `vmap` and `grad` too, and is to be kept until the results are
             there. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions; above them, and for sharded
             rows, XLA's two products do it; off a TPU the kernel is interpreted, which is for tests. "auto" streams
-            paths and records, screens float32-precision arrays of 50 million entries and more on one CPU device (from
-            there on it pays at every time, measured), and is "dense" for the others. "pallas_gpu" is not built yet.
+            paths and records, screens arrays of 50 million entries and more, up to 500 000 points, in float32
+            precision on one CPU device, and is "dense" for the others. "pallas_gpu" is not built yet.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
@@ -155,6 +158,7 @@ class ClosedFormField:
             horizontal_flip,
             placement(stored),
             empty_classes(self._rows),
+            costs.MEASURED,
         )
         self._screen = None
         if method == "auto" and _screens_by_itself(self._rows, self._static):
@@ -294,14 +298,13 @@ class ClosedFormField:
         Arguments and errors as for a call; not for use under a trace.
         """
         posterior = self.posterior(x, t, labels, hint=hint)
-        size = np.linalg.norm(
-            np.asarray(posterior.velocity, np.float64).reshape(posterior.variance.size, -1), axis=1
-        )
         bound = np.asarray(posterior.error_bound, np.float64)
         x, t, labels, hint, batch = self._check_queries(x, t, labels, hint)
+        size = np.linalg.norm(np.asarray(posterior.velocity, np.float64).reshape(x.shape), axis=1)
         method = "streamed" if streamed.is_streamed(self._rows) else "dense"
         course = np.ones(batch, bool), *np.zeros((3, *batch), np.int32)
-        if self._screen is not None and _plan(self, len(x), True).mesh is None:
+        here = jax.tree.map(lambda leaf: leaf, self)  # where device_put has left it
+        if self._screen is not None and _plan(here, len(x), True).mesh is None and len(x) > 0:
             method = "screened"
             holds, *counts = jax.tree.map(
                 lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels, hint)
@@ -407,13 +410,14 @@ class ClosedFormField:
 
 
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
-    """Whether "auto" screens: where it was measured to pay, with the tables' cost forgotten after a few batches."""
+    """Whether "auto" screens: where it was measured to pay, while its tables (5600 bytes a row) are a few gigabytes."""
     data = rows.data
     if not isinstance(data, jax.Array) or isinstance(data, Tracer) or static.placement is not None:
         return False
     if {device.platform for device in data.devices()} != {"cpu"} or len(data.devices()) > 1:
         return False
-    return static.precision == "float32" and data.size >= _AUTO_SCREEN_ENTRIES and can_screen(rows)
+    large = data.size >= _AUTO_SCREEN_ENTRIES and rows.count <= _AUTO_SCREEN_POINTS
+    return static.precision == "float32" and large and can_screen(rows)
 
 
 def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
@@ -448,6 +452,7 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         mesh,
         _TILE,
         stream_block,
+        static.costs,
     )
 
 

@@ -12,6 +12,7 @@ from flowjax.typing import Indices, PerQuery, typed
 
 from . import moments as algebra
 from . import streamed
+from .costs import MEASURED, Costs
 from .dense import Query, Rows, Settings, stream, uses_direct_differences
 from .moments import Moments
 from .refine import candidate_moments, exact_logits
@@ -29,6 +30,7 @@ class Plan:
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None
     tile: int
     stream_block: int | None = None
+    costs: Costs = MEASURED
 
 
 @jax.tree_util.register_dataclass

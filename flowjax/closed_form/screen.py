@@ -78,8 +78,8 @@ class Screen:
     Attributes:
         basis: [chunks, chunk, K] float32, P with its d rows padded by zeros.
         first: [M, columns of the near table's levels] float32, those columns once more, compact.
-        near: fewer directions, for the first pass.
-        far: all K directions, for the later ones.
+        near: a quarter of the directions, for the cheap passes.
+        far: all K of them, for the others.
         bias: [M] float32, log weights; −inf for padding.
         delta: [] float32, upper bound of ‖PᵀP − I‖.
         row_defect: [] float32.

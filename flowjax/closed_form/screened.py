@@ -43,6 +43,7 @@ from .bounds import (
     weights_of,
 )
 from .certificate import RELEVANT, exact_bound, num_seen, query_norm
+from .costs import Costs
 from .dense import Query, Rows, product
 from .evaluate import (
     Evaluation,
@@ -66,27 +67,9 @@ _CHUNK = 64
 _SAMPLE = 1024
 """Rows that tell what a pass would leave."""
 
-
-class Costs(NamedTuple):
-    """What the choice of a pass counts, in multiply-adds of the dense product: an entry of a pass, finding a survivor,
-    an entry of a row bounded again, one of a row evaluated exactly."""
-
-    entry: float
-    survivor: float
-    bounded: float
-    evaluated: float
-
-
-COSTS = Costs(2.5, 5e4, 120, 170)
-"""By the clock on a CPU of two cores."""
-
-ONLY_SURVIVORS = Costs(0, 0, 1, 1)
-"""Screens whatever it can, whatever it costs: for checks of the certificate on small data."""
-
 _DENSE_CHUNKS = ((48, 32), (16, 4), (4, 0))
 """Queries that share a dense pass of what screening does not hold for, taken while more than so many are left: many at
 once cost less each (CPU)."""
-_SETUP = 16
 
 
 def _take(tree, index: Indices):
@@ -94,7 +77,7 @@ def _take(tree, index: Indices):
 
 
 def _choose_pass(
-    screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"]
+    costs: Costs, screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"]
 ) -> tuple[Indices, Coefficients]:
     """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense.
 
@@ -103,9 +86,8 @@ def _choose_pass(
     """
     n, d, b = rows.count, rows.dimension, threshold.shape[0]
     stride = -(-n // _SAMPLE)
-    while (
-        math.gcd(stride, sample_stride(n)) > 1
-    ):  # or only rows that the directions were fitted to would be asked
+    # Not only rows that the directions were fitted to.
+    while math.gcd(stride, sample_stride(n)) > 1:
         stride += 1
     labels = None if rows.labels is None else rows.labels[::stride]
 
@@ -114,24 +96,24 @@ def _choose_pass(
         bounds = mask_labels(rows, seen.query, bounds + screen.bias[:n:stride], labels)
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
-    def costs(table, seen):
+    def passes(table, seen):
         again = survivors(table, seen, table.coordinates)  # what is evaluated exactly in the end
         each = []
         for k in table.levels:
             span = table.span(k)
             pooled = survivors(table, seen, k)
-            cost = COSTS.entry * n * (span.stop - span.start) + COSTS.evaluated * d * again
-            cost += (COSTS.bounded * table.columns.shape[1] + COSTS.survivor) * pooled
+            cost = costs.entry * n * (span.stop - span.start) + costs.evaluated * d * again
+            cost += (costs.bounded * table.columns.shape[1] + costs.survivor) * pooled
             each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
         return jnp.stack(each, 1)
 
-    near, dense = costs(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
+    near, dense = passes(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
     span = screen.far.span(screen.far.levels[0])
-    at_least = COSTS.entry * n * (span.stop - span.start) + COSTS.bounded * d * screen.far.directions
+    at_least = costs.entry * n * (span.stop - span.start) + costs.bounded * d * screen.far.directions
 
     def consider_far(_):
         everywhere = project_far(screen, seen)
-        return costs(screen.far, everywhere), everywhere.coefficients
+        return passes(screen.far, everywhere), everywhere.coefficients
 
     def leave_out(_):
         head = jnp.zeros((b, screen.far.directions), jnp.float64)
@@ -139,12 +121,12 @@ def _choose_pass(
         return none, dataclasses.replace(seen.coefficients, head=head)
 
     far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
-    # A pass for few costs about as much as for _SETUP more: nobody takes a whole one for himself alone.
-    least_near, least_far = (jnp.min(costs, 1, keepdims=True) for costs in (near, far))
+    # Nobody takes a whole pass for himself alone.
+    least_near, least_far = (jnp.min(each, 1, keepdims=True) for each in (near, far))
 
-    def shared(costs, least, others):
+    def shared(each, least, others):
         count = jnp.sum(least < others, dtype=jnp.float64)
-        return costs * (1 + _SETUP / jnp.maximum(count, 1))
+        return each * (1 + costs.setup / jnp.maximum(count, 1))
 
     dense, far = (
         shared(dense, dense, jnp.minimum(least_near, least_far)),
@@ -166,7 +148,7 @@ class _Chosen(NamedTuple):
 
 
 def _choose(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule: Schedule, hint) -> _Chosen:
-    """Steps 1 to 3 of the module's text for one chunk."""
+    """Steps 1 to 3 of the module's text."""
     guess = guess_best(screen, rows, seen) if hint is None else hint
     b = guess.shape[0]
     logit, points = pair_logits(rows, seen.query, jnp.arange(b, dtype=jnp.int32), guess)
@@ -184,12 +166,16 @@ def _choose(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedul
     threshold = target + constant - seen.slack
     threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
     cut = threshold.astype(jnp.float64) + seen.slack - constant
-    level, everywhere = _choose_pass(screen, rows, seen, threshold)
+    level, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold)
     # Values that might leave float32 are no bounds.
     y = rows.max_norm.astype(jnp.float64)
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
     sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
     level = jnp.where(sane, level, jnp.int32(len(screen.passes)))
+    if plan.horizontal_flip:  # the dense pass of one half sees the other one too
+        pairs = level.reshape(-1, 2)
+        lost = jnp.any(pairs == len(screen.passes), 1, keepdims=True)
+        level = jnp.where(lost, jnp.int32(len(screen.passes)), pairs).reshape(-1)
     return _Chosen(seen, everywhere, logit, cut, threshold, level)
 
 
@@ -225,25 +211,15 @@ def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
 
         return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
 
-    carry = jnp.int32(0), nothing_found(rows, b)
+    carry = jnp.int32(0), nothing_found(screen, rows, b)
     if b > _CHUNK:  # the cheapest pass costs less a query if many share it
         size = min(2 * _CHUNK, b)
         carry = chunks(size, 1, 3 * size // 4, carry)
     return chunks(min(_CHUNK, b), len(passes), 0, carry)[1]
 
 
-def _in_chunks(function, arguments, size: int):
-    """Apply to at most `size` entries at a time. Unrolled: inside a loop XLA copies the tables (twice the time)."""
-    b = jax.tree.leaves(arguments)[0].shape[0]
-    results = [
-        function(*jax.tree.map(lambda leaf, i=i: leaf[i : i + size] if leaf.ndim else leaf, arguments))
-        for i in range(0, b, size)
-    ]
-    return results[0] if len(results) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
-
-
 class Course(NamedTuple):
-    """How a tile went, [b]: which queries screening holds for, coordinates of the last pass, rows left, evaluated."""
+    """How a tile went, [b]: which queries screening holds for, coordinates that its pass used, rows left, evaluated."""
 
     holds: Bool[Array, "b"]
     columns: Indices
@@ -273,9 +249,7 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> 
     seen = Seen(sub, coefficients, sub.alpha / sub.sigma**2, slack_of(screen, rows, sub, coefficients))
     if hint is not None:
         hint = jnp.repeat(hint % jnp.int32(rows.count), copies)
-    chosen = _in_chunks(
-        lambda *chunk: _choose(plan, screen, rows, *chunk), (seen, whole, sub_schedule, hint), TILE
-    )
+    chosen = _choose(plan, screen, rows, seen, whole, sub_schedule, hint)
     found = _find(screen, rows, chosen)
 
     total, index, complete = found.moments, found.best, found.complete
@@ -301,7 +275,7 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> 
     holds = complete & (bound <= plan.tolerance * query_norm(result.velocity))
     if plan.settings.scalars:
         result = result._replace(argmax=index, error_bound=bound)
-    columns = jnp.asarray([*(k for _, k in screen.passes), 0], jnp.int32)[chosen.level]
+    columns = jnp.asarray([*(k for _, k in screen.passes), 0], jnp.int32)[found.level]
     survivors = jnp.sum(found.pooled.reshape(b, copies), 1, dtype=jnp.int32)
     return result, Course(holds, jnp.max(columns.reshape(b, copies), 1), survivors, evaluated)
 
@@ -341,9 +315,8 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
         return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
 
     carry = jnp.int32(0), result
-    for size, spared in ((b, 3 * b // 4), *_DENSE_CHUNKS):
-        if size < b or spared > 0:
-            carry = chunks(size, spared, carry)
+    for size, spared in ((b, 3 * b // 4), *(chunk for chunk in _DENSE_CHUNKS if chunk[0] < b)):
+        carry = chunks(size, spared, carry)
     return carry[1]
 
 

@@ -271,7 +271,9 @@ def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:
 
 def _open_records(records: Any) -> HostRows:
     """Rows decoded record by record. `records`: `num_points`, `event_shape`, `dtype`, `rows(index)["image"]`."""
-    directory, files = getattr(records, "directory", None), getattr(records, "files", ())
+    directory, files = getattr(records, "directory", None), getattr(records, "files", None)
+    if files is None:  # an object of somebody else's: everything that lies there
+        files = () if directory is None else [f for f in Path(directory).iterdir() if f.is_file()]
     shape = (records.num_points, *records.event_shape)
 
     def fetch(start: int, stop: int) -> np.ndarray:

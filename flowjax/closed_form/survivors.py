@@ -29,20 +29,21 @@ _MANY = 16
 
 class Found(NamedTuple):
     """Survivors of each query of a chunk: their moments, the best row, whether all of them fitted, how many the pass
-    left and how many were evaluated exactly."""
+    left, how many were evaluated exactly, and the number of the pass."""
 
     moments: Moments
     best: Indices
     complete: Bool[Array, "b"]
     pooled: Indices
     evaluated: Indices
+    level: Indices
 
 
-def nothing_found(rows: Rows, b: int) -> Found:
+def nothing_found(screen: Screen, rows: Rows, b: int) -> Found:
     """What is known before anything was looked for: nothing is complete."""
     moments = algebra.empty(b, rows.dimension, jnp.float64, scalars=True)
     none = jnp.zeros(b, jnp.int32)
-    return Found(moments, none, jnp.zeros(b, bool), none, none)
+    return Found(moments, none, jnp.zeros(b, bool), none, none, none + len(screen.passes))
 
 
 @typed
@@ -116,7 +117,7 @@ def collect(
     counts = jnp.sum(lax.population_count(bits).astype(jnp.int32), 2, dtype=jnp.int32)
     per_cell = jnp.where(wanted[:, None], counts.T, 0)
     pooled = jnp.sum(per_cell, 1, dtype=jnp.int32)
-    complete = wanted & (jnp.cumsum(pooled, dtype=jnp.int32) <= POOL)
+    complete = wanted & (jnp.cumsum(pooled, dtype=jnp.int64) <= POOL)
     per_cell = jnp.where(complete[:, None], per_cell, 0)
     accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
     zero, none = jnp.int32(0), jnp.zeros(POOL + _SLOTS, jnp.int32)
@@ -210,4 +211,6 @@ def collect(
     _, total, best = lax.while_loop(
         lambda state: state[0] < kept, add, (zero, zeros, jnp.full(b, last, jnp.int32))
     )
-    return Found(dataclasses.replace(total, max=maximum), best, complete, pooled, evaluated)
+    return Found(
+        dataclasses.replace(total, max=maximum), best, complete, pooled, evaluated, jnp.full(b, level)
+    )

@@ -64,7 +64,8 @@ class Target(abc.ABC):
             x0: noise, [b, *event] float32.
             x1: data, [b, *event] float32, row `index` of the data set.
             t: [b], in [0, 1).
-            index: [b] int32 row numbers of x1; only the empirical target needs them.
+            index: [b] int32 row numbers of x1; the empirical target needs them, the closed form screens faster with
+                them (in vain if they number the rows of other data).
             labels: [b] int32 classes for class-conditional training, None otherwise.
             rows: the data set [n, *event] in storage dtype; only the empirical target needs it.
 

@@ -11,7 +11,7 @@ from test_dense import PATHS
 
 import flowjax as fj
 from benchmarks.certificate import adversaries
-from flowjax.closed_form import basis, screened
+from flowjax.closed_form import basis, costs
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
@@ -20,7 +20,7 @@ check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
 @pytest.fixture(autouse=True)
 def always_screened(monkeypatch):
     """On data as small as here the dense pass is nearly always cheaper."""
-    monkeypatch.setattr(screened, "COSTS", screened.ONLY_SURVIVORS)
+    monkeypatch.setattr(costs, "MEASURED", costs.ONLY_SURVIVORS)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -52,6 +52,15 @@ def test_weights_labels_and_flips_together():
         check(data, x, t, horizontal_flip=True)
         check(data, x, t, labels=labels, query_labels=np.arange(7) % 3)
         check(data, x, t, labels=labels, query_labels=np.arange(7) % 3, weights=weights, horizontal_flip=True)
+
+
+def test_flips_of_early_and_late_queries_in_one_batch():
+    data = normal(0, 1301, 4, 4, 2)
+    t = np.repeat(np.float32([0.9, 0.35]), 64)
+    field = fj.ClosedFormField(data, method="screened", horizontal_flip=True)
+    x = on_path(data, normal(1, 128, 4, 4, 2), t)
+    check(data, x, t, horizontal_flip=True, tolerance=1e-4)
+    assert len(np.unique(field.explain(x, t).columns)) > 1
 
 
 def test_pixels():
