@@ -225,7 +225,8 @@ def _curves(series: list[tuple[str, list[tuple[float, float]]]], label: str, alt
     def draw(axes):
         for k, (name, pairs) in enumerate(series):
             x, y = zip(*pairs, strict=True)
-            axes.plot(x, y, marker="o", markersize=3, color=COLOURS[k % len(COLOURS)], label=name)
+            line = "-" if k < len(COLOURS) else "--"  # colours come round again
+            axes.plot(x, y, line, marker="o", markersize=3, color=COLOURS[k % len(COLOURS)], label=name)
         axes.set(xlabel="t", ylabel=label, yscale="log")
         axes.legend()
 
