@@ -44,6 +44,19 @@ def neighbours(data: np.ndarray) -> np.ndarray:
     return distances.argmin(1)
 
 
+def linear_schedules(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """alpha, sigma, alpha', sigma' of the linear path in float64 at the float32 times that a field sees, [b] each."""
+    path = fj.paths.Linear()
+    with jax.enable_x64(True):
+        exact = jnp.asarray(t.astype(np.float32), jnp.float64)
+        return (
+            np.asarray(path.alpha(exact)),
+            np.asarray(path.sigma(exact)),
+            np.asarray(path.alpha_dot(exact)),
+            np.asarray(path.sigma_dot(exact)),
+        )
+
+
 def run() -> dict[str, Any]:
     """One row per time and kind of query."""
     data = natural_crops(NUM_POINTS, SIZE)
@@ -57,12 +70,8 @@ def run() -> dict[str, Any]:
             ("on path", (1 - t) * noise + t * data[:NUM_QUERIES]),
             ("between neighbours", t * (data[:NUM_QUERIES] + data[partner]) / 2),
         ):
-            with jax.enable_x64(True):
-                exact = jnp.full(NUM_QUERIES, t, jnp.float64)
-                path = fj.paths.Linear()
-                schedules = path.alpha(exact), path.sigma(exact), path.alpha_dot(exact), path.sigma_dot(exact)
-                schedules = tuple(np.asarray(s) for s in schedules)
-            expected = oracle.posterior(data, x, schedules).velocity  # type: ignore[arg-type]
+            schedules = linear_schedules(np.full(NUM_QUERIES, t))
+            expected = oracle.posterior(data, x, schedules).velocity
             size = np.linalg.norm(expected, axis=1)
             row: dict[str, Any] = {"t": time, "queries": kind}
             for precision, field in fields.items():

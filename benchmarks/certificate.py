@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import flowjax as fj
 from flowjax.closed_form import costs, oracle
 
 from . import harness
-from .accuracy import natural_crops, neighbours
+from .accuracy import linear_schedules, natural_crops, neighbours
 
 NUM_POINTS, DIMENSION, QUERIES = 2111, 48, 1000
 
@@ -72,14 +70,10 @@ def _check(
         field = fj.ClosedFormField(data, method="screened", labels=row_labels, **options)
     posterior = field.posterior(x, t, query_labels, hint=hint)
     dense = field.explain(x, t, query_labels, hint=hint).dense
-    with jax.enable_x64(True):
-        exact, path = jnp.asarray(t, jnp.float64), field.path
-        schedules = path.alpha(exact), path.sigma(exact), path.alpha_dot(exact), path.sigma_dot(exact)
-        schedules = tuple(np.asarray(s) for s in schedules)
     expected = oracle.posterior(
         data,
         x,
-        schedules,  # type: ignore[arg-type]
+        linear_schedules(t),
         labels=row_labels,
         query_labels=query_labels,
         **options,

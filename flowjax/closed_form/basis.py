@@ -5,7 +5,6 @@ bounds what they leave out.
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 import warnings
@@ -102,7 +101,7 @@ def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
     """Of a sample of the rows: eigenvectors of its covariance, or by randomised subspace iteration in many dimensions
     (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4)."""

@@ -13,7 +13,7 @@ class Explanation:
         method: "dense", "screened" or "streamed".
         num_points: points that a query sees, flipped copies included.
         dense: [*batch] bool, evaluated by a pass over all rows.
-        columns: [*batch] int32, coordinates a row that the last screening pass used; 0 where there was none.
+        columns: [*batch] int32, coordinates a row that its screening pass used; 0 where there was none.
         survivors: [*batch] int32, points that pass could not rule out (as far as they were pooled).
         evaluated: [*batch] int32, points evaluated exactly by screening; 0 for a query that went to the dense pass.
         relative_bound: [*batch] certified ‖velocity − û‖/‖velocity‖.

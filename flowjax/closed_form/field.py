@@ -410,7 +410,8 @@ class ClosedFormField:
 
 
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
-    """Whether "auto" screens: where it was measured to pay, while its tables (5600 bytes a row) are a few gigabytes."""
+    """Whether "auto" screens. It pays at 154 million entries (benchmarks/results/screened.json); where it begins to was
+    not measured, nor above 500 000 points, whose tables (5600 bytes a row) would be gigabytes."""
     data = rows.data
     if not isinstance(data, jax.Array) or isinstance(data, Tracer) or static.placement is not None:
         return False

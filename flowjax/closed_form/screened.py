@@ -13,9 +13,9 @@ exceeds the tolerance is evaluated densely. So a bad basis, guess or sample cost
 are those of the dense pass.
 
 What was learned on a CPU (n = 50 000, d = 3072, b = 128): storing the bounds costs as much as computing them, so only
-bits leave a block; a dense pass for one query costs as much as for eight; with 32 coordinates and the noise's share
-taken out of the norms, the guess is right for 98 of 100 queries at t = .4; the rows that the directions were fitted
-to have smaller norms beyond them than the others, so the sample must not be made of these. Speeds:
+bits leave a block; a dense pass costs 7 to 10 queries' worth beside its queries; with 32 coordinates and the noise's
+share taken out of the norms, the guess is right for 98 of 100 queries at t = .4; the rows that the directions were
+fitted to have smaller norms beyond them than the others, so the sample must not be made of these. Speeds:
 benchmarks/results/screened.json.
 """
 
