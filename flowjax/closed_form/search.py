@@ -1,0 +1,179 @@
+"""From a query to the rows that may matter to it: a guess, a threshold, a pass, and what it leaves.
+
+Over a mesh every device looks among its own rows. The best guess of all of them gives the threshold, and the costs of
+all of them together choose the pass, so that they go the same way; what they find is merged once.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flowjax.typing import Array, Flat, Float, Indices, PerQuery
+
+from . import moments as algebra
+from .basis import sample_stride
+from .bounds import Seen, find_survivors, guess_best, mask_labels, project_far, slack_of, weights_of
+from .certificate import num_seen, query_norm
+from .costs import Costs
+from .dense import Query, Rows, product
+from .evaluate import Schedule, along_path, velocity_of
+from .parts import Plan, row_specs
+from .screen import Coefficients, Screen, project, screen_specs
+from .survivors import POOL, Found, collect, nothing_found, pair_logits
+
+_CHUNK = 64
+"""Queries that share a pass."""
+
+_SAMPLE = 1024
+"""Rows that tell what a pass would leave."""
+
+
+def _take(tree, index: Indices):
+    return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
+
+
+def _choose_pass(
+    costs: Costs, screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"]
+) -> tuple[Indices, Coefficients]:
+    """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense.
+
+    A sample of the rows tells what a pass would leave. The queries are returned as well, projected on all directions
+    if any of them needs it (else zeros stand there).
+    """
+    n, d, b = rows.count, rows.dimension, threshold.shape[0]
+    stride = -(-n // _SAMPLE)
+    # Not only rows that the directions were fitted to.
+    while math.gcd(stride, sample_stride(n)) > 1:
+        stride += 1
+    labels = None if rows.labels is None else rows.labels[::stride]
+
+    def survivors(table, seen, k):
+        bounds = product(weights_of(table, seen, k), table.columns[:n:stride, table.span(k)], (1, 1))
+        bounds = mask_labels(rows, seen.query, bounds + screen.bias[:n:stride], labels)
+        return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
+
+    def passes(table, seen):
+        again = survivors(table, seen, table.coordinates)  # what is evaluated exactly in the end
+        each = []
+        for k in table.levels:
+            span = table.span(k)
+            pooled = survivors(table, seen, k)
+            cost = costs.entry * n * (span.stop - span.start) + costs.evaluated * d * again
+            cost += (costs.bounded * table.columns.shape[1] + costs.survivor) * pooled
+            each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
+        return jnp.stack(each, 1)
+
+    near, dense = passes(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
+    span = screen.far.span(screen.far.levels[0])
+    at_least = costs.entry * n * (span.stop - span.start) + costs.bounded * d * screen.far.directions
+
+    def consider_far(_):
+        everywhere = project_far(screen, seen)
+        return passes(screen.far, everywhere), everywhere.coefficients
+
+    def leave_out(_):
+        head = jnp.zeros((b, screen.far.directions), jnp.float64)
+        none = jnp.full((b, len(screen.far.levels)), jnp.inf)
+        return none, dataclasses.replace(seen.coefficients, head=head)
+
+    far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
+    # Nobody takes a whole pass for himself alone.
+    least_near, least_far = (jnp.min(each, 1, keepdims=True) for each in (near, far))
+
+    def shared(each, least, others):
+        count = jnp.sum(least < others, dtype=jnp.float64)
+        return each * (1 + costs.setup / jnp.maximum(count, 1))
+
+    dense, far = (
+        shared(dense, dense, jnp.minimum(least_near, least_far)),
+        shared(far, least_far, jnp.minimum(least_near, dense)),
+    )
+    level = lax.argmin(jnp.concatenate([near, far, dense], 1).astype(jnp.float32), 1, jnp.int32)
+    return level, coefficients
+
+
+class _Chosen(NamedTuple):
+    """Per subquery: what was decided about it before any pass."""
+
+    seen: Seen
+    everywhere: Coefficients
+    reference: PerQuery
+    cut: PerQuery
+    threshold: Float[Array, "b"]
+    level: Indices
+
+
+def _choose(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule: Schedule, hint) -> _Chosen:
+    """Steps 1 to 3 of the module's text."""
+    guess = guess_best(screen, rows, seen) if hint is None else hint
+    b = guess.shape[0]
+    logit, points = pair_logits(rows, seen.query, jnp.arange(b, dtype=jnp.int32), guess)
+    velocity = query_norm(velocity_of(rows, x, schedule, points))
+    if plan.horizontal_flip:
+        pairs = logit.reshape(-1, 2)
+        better = lax.argmax(pairs.astype(jnp.float32), 1, jnp.int32)[:, None]
+        velocity = jnp.repeat(jnp.take_along_axis(velocity.reshape(-1, 2), better, 1)[:, 0], 2)
+        logit = jnp.repeat(jnp.max(pairs, 1), 2)
+    # The rows dropped may move the velocity by an eighth of the tolerance.
+    speed = along_path(schedule)
+    eps = plan.tolerance * velocity / (16 * speed * rows.max_norm.astype(jnp.float64) + 1e-30)
+    target = logit + jnp.log(jnp.clip(eps, 1e-14, 1e-2)) - jnp.log(1.0 * num_seen(plan, rows))
+    constant = jnp.sum(seen.query.x**2, 1) / (2 * seen.query.sigma**2)
+    threshold = target + constant - seen.slack
+    threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
+    cut = threshold.astype(jnp.float64) + seen.slack - constant
+    level, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold)
+    # Values that might leave float32 are no bounds.
+    y = rows.max_norm.astype(jnp.float64)
+    size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
+    sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
+    level = jnp.where(sane, level, jnp.int32(len(screen.passes)))
+    if plan.horizontal_flip:  # the dense pass of one half sees the other one too
+        pairs = level.reshape(-1, 2)
+        lost = jnp.any(pairs == len(screen.passes), 1, keepdims=True)
+        level = jnp.where(lost, jnp.int32(len(screen.passes)), pairs).reshape(-1)
+    return _Chosen(seen, everywhere, logit, cut, threshold, level)
+
+
+def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
+    """Step 4: a pass for every query that is not for dense, in chunks of the same or a similar one."""
+    b, passes = chosen.level.shape[0], screen.passes
+    order = jnp.argsort(chosen.level, stable=True).astype(jnp.int32)
+
+    def chunks(size, last, spared, carry):
+        """By passes below `last`, from where the carry stands until so many are left."""
+        padded = jnp.pad(order, (0, size), constant_values=b)
+        count = jnp.sum(chosen.level < last, dtype=jnp.int32)
+
+        def body(carry):
+            done, found = carry
+            index = lax.dynamic_slice_in_dim(padded, done, size)
+            wanted = done + jnp.arange(size, dtype=jnp.int32) < count
+            now = _take(chosen, jnp.minimum(index, jnp.int32(b - 1)))
+            everywhere = now.seen._replace(coefficients=now.everywhere)
+            level = jnp.max(jnp.where(wanted, now.level, 0))
+
+            def run(number):
+                seen = now.seen if number < len(screen.near.levels) else everywhere
+                return find_survivors(screen, rows, seen, number, now.threshold)
+
+            bits = lax.switch(level, [functools.partial(run, number) for number in range(last)])
+            new = collect(
+                screen, rows, now.seen, everywhere, level, bits, now.threshold, wanted, now.reference
+            )
+            target = jnp.where(wanted, index, jnp.int32(b))
+            found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
+            return jnp.minimum(done + jnp.int32(size), count), found
+
+        return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
+
+    carry = jnp.int32(0), nothing_found(screen, rows, b)
+    if b > _CHUNK:  # the cheapest pass costs less a query if many share it
+        size = min(2 * _CHUNK, b)
+        carry = chunks(size, 1, 3 * size // 4, carry)
+    return chunks(min(_CHUNK, b), len(passes), 0, carry)[1]
