@@ -18,9 +18,11 @@ from jax import lax
 from jax.core import Tracer
 
 from flowjax._files import replacing
-from flowjax.typing import Array, Float
+from flowjax.typing import Array, Flat, Float
 
+from .construct import Placement
 from .dense import Rows, read_block
+from .parts import row_specs
 
 MAX_DIRECTIONS = 1024
 CACHE_VARIABLE = "FLOWJAX_CACHE"
@@ -31,16 +33,18 @@ _KEEP_ENTRIES = 10_000_000
 """Data of fewer entries has its directions in less time than files take to look after."""
 
 
-def basis_of(rows: Rows) -> Float[Array, "d K"]:
-    """Leading principal directions of the rows, float32, orthonormal up to rounding.
+def basis_of(rows: Rows, placement: Placement | None) -> Float[Array, "d K"]:
+    """Leading principal directions of the rows, float32, orthonormal up to rounding; whole on every device.
 
     Concrete data of some size is looked up by its content in `cache_folder()`, and what is computed is kept there. A
     damaged file is computed anew and a folder that cannot be written to is done without; both with a warning.
     """
     concrete = isinstance(rows.data, jax.Array) and not isinstance(rows.data, Tracer)
-    folder = cache_folder() if concrete and rows.data.size >= _KEEP_ENTRIES else None
+    # No process has the rows of all.
+    here = concrete and rows.data.is_fully_addressable
+    folder = cache_folder() if here and rows.data.size >= _KEEP_ENTRIES else None
     if folder is None:
-        return _principal_directions(rows)
+        return _principal_directions(_sample(rows, placement))
     shape = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
     digest = _digest(np.asarray(rows.data))
     file = folder / f"basis-{digest[:32]}.npz"
@@ -50,7 +54,7 @@ def basis_of(rows: Rows) -> Float[Array, "d K"]:
         pass
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         _warn(f"{file} cannot be used ({error}); the directions that screening uses are computed anew")
-    basis = _principal_directions(rows)
+    basis = _principal_directions(_sample(rows, placement))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part, part.open("wb") as stream:
@@ -101,14 +105,33 @@ def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-@jax.jit
-def _principal_directions(rows: Rows) -> Float[Array, "d K"]:
-    """Of a sample of the rows: eigenvectors of its covariance, or by randomised subspace iteration in many dimensions
-    (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4)."""
-    d, directions = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
+def _sample(rows: Rows, placement: Placement | None) -> Flat:
+    """Every so many of the rows, [m, d] float32."""
     stride = sample_stride(rows.count)
-    sample = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
-    points, _ = read_block(sample, jnp.zeros((), jnp.int32), sample.count, jnp.float32)
+
+    def some(rows: Rows) -> Flat:
+        chosen = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
+        return read_block(chosen, jnp.zeros((), jnp.int32), chosen.count, jnp.float32)[0]
+
+    if placement is None:
+        return jax.jit(some)(rows)
+    mesh, axis = placement
+    everywhere = jax.shard_map(
+        lambda rows: lax.all_gather(some(rows), axis, tiled=True),
+        mesh=mesh,
+        in_specs=(row_specs(rows, axis),),
+        out_specs=jax.P(),
+        axis_names={axis},
+        check_vma=False,
+    )
+    return jax.jit(everywhere)(rows)
+
+
+@jax.jit
+def _principal_directions(points: Flat) -> Float[Array, "d K"]:
+    """Of points [m, d]: eigenvectors of their covariance, or by randomised subspace iteration in many dimensions
+    (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4)."""
+    d, directions = points.shape[1], min(points.shape[1], MAX_DIRECTIONS)
     points = points - jnp.mean(points, 0)
     if d <= _EIGH_DIMENSIONS:
         covariance = jnp.einsum("nd,ne->de", points, points, precision=lax.Precision.HIGHEST)

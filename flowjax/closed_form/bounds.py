@@ -77,7 +77,7 @@ def weights_of(
     )
 
 
-def mask_labels(rows: Rows, query: Query, bounds: jax.Array, labels: jax.Array | None) -> jax.Array:
+def mask_labels(query: Query, bounds: jax.Array, labels: jax.Array | None) -> jax.Array:
     if labels is None or query.labels is None:
         return bounds
     return jnp.where(query.labels[:, None] == labels, bounds, jnp.float32(-jnp.inf))
@@ -88,21 +88,16 @@ def _block_of(table: jax.Array, step: jax.Array, size: int, columns: slice) -> j
     return lax.dynamic_slice(table, start, (size, columns.stop - columns.start))
 
 
-def _blocks(screen: Screen, rows: Rows, query: Query, table: jax.Array, columns: slice, weights: jax.Array):
+def _blocks(screen: Screen, query: Query, table: jax.Array, columns: slice, weights: jax.Array):
     """A function of the block's number: weights times these columns plus log weights, [b, block] float32."""
-    size = screen.block
-    labels = None
-    if rows.labels is not None:
-        labels = jnp.pad(rows.labels, (0, screen.bias.shape[0] - rows.count), constant_values=-1)
+    size, labels = screen.block, screen.labels
 
     def block(step):
         values = product(weights, _block_of(table, step, size, columns), (1, 1))
         values = values + lax.dynamic_slice_in_dim(screen.bias, step * jnp.int32(size), size)
         if labels is None:
             return values
-        return mask_labels(
-            rows, query, values, lax.dynamic_slice_in_dim(labels, step * jnp.int32(size), size)
-        )
+        return mask_labels(query, values, lax.dynamic_slice_in_dim(labels, step * jnp.int32(size), size))
 
     return block
 
@@ -112,7 +107,7 @@ def guess_best(screen: Screen, rows: Rows, seen: Seen) -> Indices:
     b, size, near = seen.query.x.shape[0], screen.block, screen.near
     coordinates = near.levels[0]
     weights = weights_of(near, seen, coordinates, debias=True)
-    block = _blocks(screen, rows, seen.query, screen.first, near.span(coordinates), weights)
+    block = _blocks(screen, seen.query, screen.first, near.span(coordinates), weights)
     # A column's best block rides in the last digits of its estimate: one array to keep instead of two. (−inf becomes
     # NaN so, which is never better.)
     digits = jnp.int32((1 << max(1, (screen.num_blocks - 1).bit_length())) - 1)
@@ -129,9 +124,7 @@ def guess_best(screen: Screen, rows: Rows, seen: Seen) -> Indices:
     return jnp.minimum((chosen & digits) * jnp.int32(size) + column, jnp.int32(rows.count - 1))
 
 
-def find_survivors(
-    screen: Screen, rows: Rows, seen: Seen, level: int, threshold: Float[Array, "b"]
-) -> Survivors:
+def find_survivors(screen: Screen, seen: Seen, level: int, threshold: Float[Array, "b"]) -> Survivors:
     """The rows whose bound by pass number `level` reaches the threshold.
 
     Far passes need `seen` projected on all directions. Only bits leave a block: bounds are never stored.
@@ -139,7 +132,7 @@ def find_survivors(
     table, coordinates = screen.passes[level]
     columns = screen.first if table is screen.near else table.columns
     weights = weights_of(table, seen, coordinates)
-    block = _blocks(screen, rows, seen.query, columns, table.span(coordinates), weights)
+    block = _blocks(screen, seen.query, columns, table.span(coordinates), weights)
     lane = (jnp.uint32(1) << jnp.arange(LANES, dtype=jnp.uint32))[:, None]
 
     def body(_, step):

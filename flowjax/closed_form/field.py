@@ -19,7 +19,7 @@ from .dense import Rows, Settings
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
 from .rows import take
-from .screen import can_screen, make_screen
+from .screen import Screen, can_screen, fits, make_screen
 from .screened import Course, course_of, evaluate_screened
 from .sources import HostRows, RowSource, is_remote, open_rows
 
@@ -163,13 +163,8 @@ class ClosedFormField:
         self._screen = None
         if method == "auto" and _screens_by_itself(self._rows, self._static):
             method = "screened"
-        if method == "screened":
-            if self._static.placement is not None:
-                raise ValueError(
-                    "method='screened' does not take data sharded over a mesh yet; use method='dense', which does"
-                )
-            if can_screen(self._rows):
-                self._screen = make_screen(self._rows)
+        if method == "screened" and can_screen(self._rows):
+            self._screen = make_screen(self._rows, self._static.placement)
 
     # -- pytree -----------------------------------------------------------------------------------------
 
@@ -304,7 +299,7 @@ class ClosedFormField:
         method = "streamed" if streamed.is_streamed(self._rows) else "dense"
         course = np.ones(batch, bool), *np.zeros((3, *batch), np.int32)
         here = jax.tree.map(lambda leaf: leaf, self)  # where device_put has left it
-        if self._screen is not None and _plan(here, len(x), True).mesh is None and len(x) > 0:
+        if _screen_for(_plan(here, len(x), True), here) is not None and len(x) > 0:
             method = "screened"
             holds, *counts = jax.tree.map(
                 lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels, hint)
@@ -457,15 +452,23 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     )
 
 
+def _screen_for(plan: Plan, field: ClosedFormField) -> Screen | None:
+    """The field's tables, unless its rows have moved since they were made."""
+    shards = 1 if plan.mesh is None else plan.mesh.shape[plan.settings.axis_name]
+    screen, count = field._screen, field._rows.count
+    return screen if screen is not None and fits(screen, count // shards, shards) else None
+
+
 def _evaluate_flat(field: ClosedFormField, x, t, labels, hint, *, scalars: bool) -> Evaluation:
     plan = _plan(field, x.shape[0], scalars)
     # Traced times outside [0, 1) go to the nearest inside. Not jnp.clip, which halves the derivative at the ends.
     last = float(np.nextafter(np.ones((), t.dtype), np.zeros((), t.dtype)))
     inside = jnp.where(t < 0, 0, jnp.where(t > last, last, t))
-    if field._screen is None or plan.mesh is not None:
+    screen = _screen_for(plan, field)
+    if screen is None:
         result = evaluate(plan, field._rows, x, inside, labels)
     else:
-        result = evaluate_screened(plan, field._screen, field._rows, x, inside, labels, hint)
+        result = evaluate_screened(plan, screen, field._rows, x, inside, labels, hint)
     if labels is None:
         return result
     valid = (labels >= 0) & (labels < field._rows.class_log_weights.shape[0])

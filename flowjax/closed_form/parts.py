@@ -190,8 +190,21 @@ def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
     def local(rows, query):
         return _merge_parts_across(_with_flips(plan, rows, query), axis)
 
+    # Over other axes of the mesh queries may lie split as they like.
+    mapped = jax.shard_map(
+        local,
+        mesh=plan.mesh,
+        in_specs=(row_specs(rows, axis), jax.P()),
+        out_specs=jax.P(),
+        axis_names={axis},
+    )
+    return mapped(rows, query)
+
+
+def row_specs(rows: Rows, axis: str) -> Rows:
+    """How rows lie over a mesh axis: partition specs in the places of arrays."""
     split, whole = jax.P(axis), jax.P()
-    row_specs = Rows(
+    return Rows(
         data=split,  # type: ignore[arg-type]
         square_norms=split,  # type: ignore[arg-type]
         log_weights=None if rows.log_weights is None else split,  # type: ignore[arg-type]
@@ -201,8 +214,3 @@ def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
         log_weight_bound=whole,  # type: ignore[arg-type]
         class_log_weights=whole,  # type: ignore[arg-type]
     )
-    # Over other axes of the mesh queries may lie split as they like.
-    mapped = jax.shard_map(
-        local, mesh=plan.mesh, in_specs=(row_specs, whole), out_specs=whole, axis_names={axis}
-    )
-    return mapped(rows, query)

@@ -23,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flowjax.typing import Array, Flat, Float, PerQuery, PerRow, Scalar, typed
+from flowjax.typing import Array, Flat, Float, Int, PerQuery, PerRow, Scalar, typed
 
 from .basis import basis_of
+from .construct import Placement
 from .dense import Rows, read_block, uses_direct_differences
+from .parts import row_specs
 
 BANDS_PER_OCTAVE = 4
 LANES = 32
@@ -81,6 +83,7 @@ class Screen:
         near: a quarter of the directions, for the cheap passes.
         far: all K of them, for the others.
         bias: [M] float32, log weights; −inf for padding.
+        labels: [M] int32 or None; −1 for padding.
         delta: [] float32, upper bound of ‖PᵀP − I‖.
         row_defect: [] float32.
     """
@@ -90,6 +93,7 @@ class Screen:
     near: Table
     far: Table
     bias: PerRow
+    labels: Int[Array, "m"] | None
     delta: Scalar
     row_defect: Scalar
 
@@ -156,9 +160,54 @@ def can_screen(rows: Rows) -> bool:
     return not uses_direct_differences(rows.dimension) and rows.count > 1
 
 
-def make_screen(rows: Rows) -> Screen:
-    """Basis and tables, on the device where the rows are: about n d (d + 4 K) multiplications, once."""
-    return _make_tables(rows, basis_of(rows))
+def make_screen(rows: Rows, placement: Placement | None) -> Screen:
+    """Basis and tables, on the device where the rows are: about n d (d + 4 K) multiplications, once.
+
+    Rows over a mesh axis have their tables where they are.
+    """
+    basis = basis_of(rows, placement)
+    if placement is None:
+        return _make_tables(rows, basis)
+    mesh, axis = placement
+    shapes = jax.eval_shape(_make_tables, rows, basis)  # for what is static in them
+    mapped = jax.shard_map(
+        _make_tables,
+        mesh=mesh,
+        in_specs=(row_specs(rows, axis), jax.P()),
+        out_specs=screen_specs(shapes, axis),
+        axis_names={axis},
+        check_vma=False,
+    )
+    return jax.jit(mapped)(rows, basis)
+
+
+def screen_specs(screen: Screen, axis: str) -> Screen:
+    """How tables lie over a mesh axis: partition specs in the places of arrays."""
+    split, whole = jax.P(axis), jax.P()
+
+    def table(table: Table) -> Table:
+        return dataclasses.replace(table, columns=split)
+
+    return Screen(
+        basis=whole,  # type: ignore[arg-type]
+        first=split,  # type: ignore[arg-type]
+        near=table(screen.near),
+        far=table(screen.far),
+        bias=split,  # type: ignore[arg-type]
+        labels=None if screen.labels is None else split,  # type: ignore[arg-type]
+        delta=whole,  # type: ignore[arg-type]
+        row_defect=whole,  # type: ignore[arg-type]
+    )
+
+
+def fits(screen: Screen, count: int, shards: int) -> bool:
+    """Whether the tables are those of `count` rows on each of so many devices: data may have moved since."""
+    return screen.bias.shape[0] == shards * _padded(count)
+
+
+def _padded(count: int) -> int:
+    block = min(_BLOCK, -(-count // LANES) * LANES)
+    return -(-count // block) * block
 
 
 @jax.jit
@@ -170,8 +219,9 @@ def _make_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
         delta = 1.001 * jnp.sqrt(jnp.linalg.norm(defect @ defect)) + 1e-12
         directions = basis.shape[1]
         layouts = _near_layout(directions), _far_layout(directions)
-        block = min(_BLOCK, -(-rows.count // LANES) * LANES)
-        num_blocks = -(-rows.count // block)
+        padded = _padded(rows.count)
+        block = min(_BLOCK, padded)
+        num_blocks = padded // block
         wide = basis.astype(jnp.float64)
 
         def body(step):
@@ -195,21 +245,24 @@ def _make_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
             return [columns(layout) for layout in layouts]
 
         steps = jnp.arange(num_blocks, dtype=jnp.int32)
-        used = jnp.arange(num_blocks * block, dtype=jnp.int32) < rows.count
+        used = jnp.arange(padded, dtype=jnp.int32) < rows.count
         near, far = (
-            Table(jnp.where(used[:, None], part.reshape(used.size, -1), jnp.float32(0)), *layout[:2])
+            Table(jnp.where(used[:, None], part.reshape(padded, -1), jnp.float32(0)), *layout[:2])
             for part, layout in zip(lax.map(body, steps), layouts, strict=True)
         )
         weights = jnp.zeros(rows.count, jnp.float32) if rows.log_weights is None else rows.log_weights
-        weights = jnp.pad(weights, (0, used.size - rows.count))
+        weights = jnp.pad(weights, (0, padded - rows.count))
         bias = jnp.where(used, weights, jnp.float32(-jnp.inf))
+        labels = rows.labels
+        if labels is not None:
+            labels = jnp.pad(labels, (0, padded - rows.count), constant_values=-1)
         # P's rows in chunks; h is rounded once, and r is orthogonal to P up to that and delta.
         chunk = min(_CHUNK, rows.dimension)
         padding = -rows.dimension % chunk
         chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, directions)
         row_defect = 1.01 * (1 + delta) * (2.0**-24 + delta)
         first = near.columns[:, : near.span(near.levels[-1]).stop]
-        return Screen(chunks, first, near, far, bias, round_up(delta), round_up(row_defect))
+        return Screen(chunks, first, near, far, bias, labels, round_up(delta), round_up(row_defect))
 
 
 @jax.tree_util.register_dataclass

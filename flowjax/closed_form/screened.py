@@ -8,8 +8,9 @@
     4. what the pass leaves is pooled over the queries, bounded again with more columns, and at last evaluated by
        direct difference in float64, in loops whose length is the number of survivors
 
-Rounding is accounted for in the threshold (`slack_of`), dropped rows in the bound of the result; a query whose bound
-exceeds the tolerance is evaluated densely. So a bad basis, guess or sample costs time and nothing else. Derivatives
+Rounding is accounted for in the threshold (`slack_of`), dropped rows in the bound of the result; a query that dropped
+rows may move by more than the tolerance is evaluated densely. So a bad basis, guess or sample costs time and nothing
+else. Derivatives
 are those of the dense pass.
 
 What was learned on a CPU (n = 50 000, d = 3072, b = 128): storing the bounds costs as much as computing them, so only
@@ -21,30 +22,18 @@ benchmarks/results/screened.json.
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Array, Bool, Flat, Float, Indices, PerQuery
+from flowjax.typing import Array, Bool, Flat, Indices, PerQuery
 
 from . import moments as algebra
-from .basis import sample_stride
-from .bounds import (
-    Seen,
-    find_survivors,
-    guess_best,
-    mask_labels,
-    pair_rounding,
-    project_far,
-    slack_of,
-    weights_of,
-)
+from .bounds import pair_rounding
 from .certificate import RELEVANT, exact_bound, num_seen, query_norm
-from .costs import Costs
-from .dense import Query, Rows, product
+from .dense import Query, Rows
 from .evaluate import (
     Evaluation,
     Schedule,
@@ -54,18 +43,10 @@ from .evaluate import (
     in_tiles,
     log_prior,
     rounding_error,
-    velocity_of,
 )
 from .parts import Plan
-from .screen import Coefficients, Screen, project
-from .survivors import POOL, Found, collect, nothing_found, pair_logits
-
-TILE = 128
-_CHUNK = 64
-"""Queries that share a pass."""
-
-_SAMPLE = 1024
-"""Rows that tell what a pass would leave."""
+from .screen import Screen
+from .search import search, tile_size
 
 _DENSE_CHUNKS = ((48, 32), (16, 4), (4, 0))
 """Queries that share a dense pass of what screening does not hold for, taken while more than so many are left: many at
@@ -99,15 +80,12 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> 
         sub, sub_schedule = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, 0), (query, schedule))
         sub = dataclasses.replace(sub, x=jnp.stack([query.x, flip(query.x)], 1).reshape(2 * b, -1))
         whole = jnp.stack([x, flip(x)], 1).reshape(2 * b, -1)
-    coefficients = project(screen, sub.x, screen.near.directions)
-    seen = Seen(sub, coefficients, sub.alpha / sub.sigma**2, slack_of(screen, rows, sub, coefficients))
     if hint is not None:
         hint = jnp.repeat(hint % jnp.int32(rows.count), copies)
-    chosen = _choose(plan, screen, rows, seen, whole, sub_schedule, hint)
-    found = _find(screen, rows, chosen)
+    found, reference, cuts = search(plan, screen, rows, sub, whole, sub_schedule, hint)
 
     total, index, complete = found.moments, found.best, found.complete
-    reference, cut = chosen.reference[::copies], chosen.cut[::copies]
+    reference, cut = reference[::copies], cuts[::copies]
     if copies == 2:
         plain, mirrored = (jax.tree.map(lambda leaf, s=s: leaf[s::2], found) for s in (0, 1))
         unflipped = dataclasses.replace(mirrored.moments, weighted_sum=flip(mirrored.moments.weighted_sum))
@@ -115,18 +93,19 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> 
         first = plain.moments.max >= mirrored.moments.max
         index = jnp.where(first, plain.best, mirrored.best + jnp.int32(rows.count))
         complete = plain.complete & mirrored.complete
-        cut = jnp.maximum(cut, chosen.cut[1::2])
+        cut = jnp.maximum(cut, cuts[1::2])
     evaluated = jnp.sum(found.evaluated.reshape(b, copies), 1, dtype=jnp.int32)
     log_normaliser = total.max + jnp.log(total.normaliser)
     gap = jnp.maximum(cut, reference - RELEVANT) - log_normaliser + pair_rounding(rows, query)
     dropped = 2 * num_seen(plan, rows) * jnp.exp(jnp.minimum(gap, 700.0))
-    # The bound needs the variance whether or not it is asked for: which queries go to the dense pass must not differ.
-    bound, _, _ = exact_bound(rows, query, total, dropped, evaluated.astype(jnp.float64))
+    bound, _, lost = exact_bound(rows, query, total, dropped, evaluated.astype(jnp.float64))
     if not plan.settings.scalars:
         total = dataclasses.replace(total, scalars=None)
     result = finalise(rows, x, schedule, total, log_prior(rows, plan, labels), total.max)
-    bound = 1.001 * along_path(schedule) * bound + rounding_error(rows, x, query, schedule, result.velocity)
-    holds = complete & (bound <= plan.tolerance * query_norm(result.velocity))
+    speed = along_path(schedule)
+    bound = 1.001 * speed * bound + rounding_error(rows, x, query, schedule, result.velocity)
+    # Rounding of float64 is no reason to ask a float32 pass.
+    holds = complete & (speed * lost <= plan.tolerance * query_norm(result.velocity))
     if plan.settings.scalars:
         result = result._replace(argmax=index, error_bound=bound)
     columns = jnp.asarray([*(k for _, k in screen.passes), 0], jnp.int32)[found.level]
@@ -183,7 +162,7 @@ def course_of(
         with jax.enable_x64(True):
             return _screen_tile(plan, screen, rows, *queries)[1]
 
-    return in_tiles(plan, TILE, tile, x, t, labels, hint)
+    return in_tiles(plan, tile_size(plan), tile, x, t, labels, hint)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -211,7 +190,7 @@ def evaluate_screened(
     # end of the longest and through all branches.
     @jax.custom_batching.custom_vmap
     def values(screen, rows, *queries):
-        return in_tiles(plan, TILE, tile, *queries)
+        return in_tiles(plan, tile_size(plan), tile, *queries)
 
     @values.def_vmap
     def rule(axis_size, in_batched, screen, rows, *queries):

@@ -26,6 +26,9 @@ from .parts import Plan, row_specs
 from .screen import Coefficients, Screen, project, screen_specs
 from .survivors import POOL, Found, collect, nothing_found, pair_logits
 
+TILE = 128
+"""Queries of one device that are searched for together."""
+
 _CHUNK = 64
 """Queries that share a pass."""
 
@@ -38,23 +41,24 @@ def _take(tree, index: Indices):
 
 
 def _choose_pass(
-    costs: Costs, screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"]
+    costs: Costs, screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"], axis: str | None
 ) -> tuple[Indices, Coefficients]:
     """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense.
 
     A sample of the rows tells what a pass would leave. The queries are returned as well, projected on all directions
-    if any of them needs it (else zeros stand there).
+    if any of them needs it (else zeros stand there). Over a mesh axis every device returns the same.
     """
     n, d, b = rows.count, rows.dimension, threshold.shape[0]
     stride = -(-n // _SAMPLE)
     # Not only rows that the directions were fitted to.
-    while math.gcd(stride, sample_stride(n)) > 1:
+    fitted = sample_stride(n * (1 if axis is None else lax.axis_size(axis)))
+    while math.gcd(stride, fitted) > 1:
         stride += 1
-    labels = None if rows.labels is None else rows.labels[::stride]
+    labels = None if screen.labels is None else screen.labels[:n:stride]
 
     def survivors(table, seen, k):
         bounds = product(weights_of(table, seen, k), table.columns[:n:stride, table.span(k)], (1, 1))
-        bounds = mask_labels(rows, seen.query, bounds + screen.bias[:n:stride], labels)
+        bounds = mask_labels(seen.query, bounds + screen.bias[:n:stride], labels)
         return jnp.sum(bounds >= threshold[:, None], 1).astype(jnp.float64) * stride
 
     def passes(table, seen):
@@ -68,7 +72,11 @@ def _choose_pass(
             each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
         return jnp.stack(each, 1)
 
-    near, dense = passes(screen.near, seen), jnp.full((b, 1), 2.0 * n * d)
+    def of_all(costs):
+        """The mean over the devices, which wait for each other."""
+        return costs if axis is None else lax.pmean(costs.astype(jnp.float32), axis).astype(jnp.float64)
+
+    near, dense = of_all(passes(screen.near, seen)), jnp.full((b, 1), 2.0 * n * d)
     span = screen.far.span(screen.far.levels[0])
     at_least = costs.entry * n * (span.stop - span.start) + costs.bounded * d * screen.far.directions
 
@@ -82,6 +90,7 @@ def _choose_pass(
         return none, dataclasses.replace(seen.coefficients, head=head)
 
     far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
+    far = of_all(far)
     # Nobody takes a whole pass for himself alone.
     least_near, least_far = (jnp.min(each, 1, keepdims=True) for each in (near, far))
 
@@ -108,26 +117,33 @@ class _Chosen(NamedTuple):
     level: Indices
 
 
-def _choose(plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule: Schedule, hint) -> _Chosen:
-    """Steps 1 to 3 of the module's text."""
+def _choose(
+    plan: Plan, screen: Screen, rows: Rows, seen: Seen, x: Flat, schedule: Schedule, hint, axis: str | None
+) -> _Chosen:
+    """Steps 1 to 3 of the text of `screened`."""
     guess = guess_best(screen, rows, seen) if hint is None else hint
     b = guess.shape[0]
-    logit, points = pair_logits(rows, seen.query, jnp.arange(b, dtype=jnp.int32), guess)
+    logit, points = pair_logits(screen, rows, seen.query, jnp.arange(b, dtype=jnp.int32), guess)
     velocity = query_norm(velocity_of(rows, x, schedule, points))
     if plan.horizontal_flip:
         pairs = logit.reshape(-1, 2)
         better = lax.argmax(pairs.astype(jnp.float32), 1, jnp.int32)[:, None]
         velocity = jnp.repeat(jnp.take_along_axis(velocity.reshape(-1, 2), better, 1)[:, 0], 2)
         logit = jnp.repeat(jnp.max(pairs, 1), 2)
+    shards = 1
+    if axis is not None:
+        shards, mine = lax.axis_size(axis), logit
+        logit = algebra.max_across(mine, axis)
+        velocity = algebra.max_across(jnp.where(mine == logit, velocity, 0.0), axis)
     # The rows dropped may move the velocity by an eighth of the tolerance.
     speed = along_path(schedule)
     eps = plan.tolerance * velocity / (16 * speed * rows.max_norm.astype(jnp.float64) + 1e-30)
-    target = logit + jnp.log(jnp.clip(eps, 1e-14, 1e-2)) - jnp.log(1.0 * num_seen(plan, rows))
+    target = logit + jnp.log(jnp.clip(eps, 1e-14, 1e-2)) - jnp.log(1.0 * shards * num_seen(plan, rows))
     constant = jnp.sum(seen.query.x**2, 1) / (2 * seen.query.sigma**2)
     threshold = target + constant - seen.slack
     threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
     cut = threshold.astype(jnp.float64) + seen.slack - constant
-    level, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold)
+    level, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold, axis)
     # Values that might leave float32 are no bounds.
     y = rows.max_norm.astype(jnp.float64)
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
@@ -160,7 +176,7 @@ def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
 
             def run(number):
                 seen = now.seen if number < len(screen.near.levels) else everywhere
-                return find_survivors(screen, rows, seen, number, now.threshold)
+                return find_survivors(screen, seen, number, now.threshold)
 
             bits = lax.switch(level, [functools.partial(run, number) for number in range(last)])
             new = collect(
@@ -177,3 +193,79 @@ def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
         size = min(2 * _CHUNK, b)
         carry = chunks(size, 1, 3 * size // 4, carry)
     return chunks(min(_CHUNK, b), len(passes), 0, carry)[1]
+
+
+class Searched(NamedTuple):
+    """What a search came to: what was found of each query, a logit that the best one is not below, and what every row
+    not found is below."""
+
+    found: Found
+    reference: PerQuery
+    cut: PerQuery
+
+
+def search(
+    plan: Plan, screen: Screen, rows: Rows, query: Query, x: Flat, schedule: Schedule, hint: Indices | None
+) -> Searched:
+    """Steps 1 to 4 of the text of `screened`, of queries [b, d] (x itself, `query` relative to the centre).
+
+    A query and its mirror image stand side by side if the plan has flips. Inside the float64 island.
+    """
+    axis = plan.settings.axis_name
+
+    def local(screen, rows, query, x, schedule, hint):
+        coefficients = project(screen, query.x, screen.near.directions)
+        slack = slack_of(screen, rows, query, coefficients)
+        seen = Seen(query, coefficients, query.alpha / query.sigma**2, slack)
+        if hint is not None and axis is not None:  # of another device's row: any row of this one's will do
+            hint = hint - lax.axis_index(axis).astype(jnp.int32) * jnp.int32(rows.count)
+            hint = jnp.clip(hint, 0, rows.count - 1)
+        chosen = _choose(plan, screen, rows, seen, x, schedule, hint, axis)
+        found = _find(screen, rows, chosen)
+        if axis is not None:
+            found = _merge_across(found, rows.count, axis)
+        return Searched(found, chosen.reference, chosen.cut)
+
+    arguments = screen, rows, query, x, schedule, hint
+    if axis is None or plan.mesh is None:
+        return local(*arguments)
+    names, others, parts = _query_axes(plan)
+    copies = 2 if plan.horizontal_flip else 1
+    per_query = jax.P(others) if others and x.shape[0] % (copies * parts) == 0 else jax.P()
+    mapped = jax.shard_map(
+        local,
+        mesh=plan.mesh,
+        in_specs=(screen_specs(screen, axis), row_specs(rows, axis), *(per_query,) * 4),
+        out_specs=per_query,
+        axis_names=set(names),
+        check_vma=False,  # loops begin with constants, which are the same everywhere
+    )
+    return mapped(*arguments)
+
+
+def tile_size(plan: Plan) -> int:
+    """Queries that are searched for together."""
+    return TILE * _query_axes(plan)[2]
+
+
+def _query_axes(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The mesh's axes at hand, those that queries are split over (evenly, or not at all), and in how many parts."""
+    if plan.mesh is None:
+        return (), (), 1
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    names = tuple(name for name in plan.mesh.axis_names if name not in manual)
+    others = tuple(name for name in names if name != plan.settings.axis_name)
+    return names, others, math.prod(plan.mesh.shape[name] for name in others)
+
+
+def _merge_across(found: Found, count: int, axis: str) -> Found:
+    """The devices' findings, each among `count` rows of its own; ties for the best row go to the lowest index."""
+    best = algebra.max_across(found.moments.max, axis)
+    mine = (found.moments.max == best) & (best > -jnp.inf)
+    start = lax.axis_index(axis).astype(jnp.int32) * jnp.int32(count)
+    index = jnp.where(mine, found.best + start, jnp.iinfo(jnp.int32).max)
+    missing, pooled, evaluated = lax.psum(
+        ((~found.complete).astype(jnp.int32), found.pooled, found.evaluated), axis
+    )
+    moments = algebra.merge_across(found.moments, axis)
+    return Found(moments, lax.pmin(index, axis), missing == 0, pooled, evaluated, found.level)

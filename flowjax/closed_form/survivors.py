@@ -47,15 +47,15 @@ def nothing_found(screen: Screen, rows: Rows, b: int) -> Found:
 
 
 @typed
-def pair_logits(rows: Rows, query: Query, which: Indices, index: Indices) -> tuple[PerQuery, Flat]:
+def pair_logits(
+    screen: Screen, rows: Rows, query: Query, which: Indices, index: Indices
+) -> tuple[PerQuery, Flat]:
     """Exact logits of rows `index` seen from queries `which`, and the rows; float64."""
     points = gather_points(rows, index)
     square = jnp.sum((query.x[which] - query.alpha[which][:, None] * points) ** 2, 1)
-    value = -square / (2 * query.sigma[which] ** 2)
-    if rows.log_weights is not None:
-        value = value + rows.log_weights[index].astype(jnp.float64)
-    if query.labels is not None and rows.labels is not None:
-        value = jnp.where(query.labels[which] == rows.labels[index], value, -jnp.inf)
+    value = -square / (2 * query.sigma[which] ** 2) + screen.bias[index].astype(jnp.float64)
+    if query.labels is not None and screen.labels is not None:
+        value = jnp.where(query.labels[which] == screen.labels[index], value, -jnp.inf)
     return value, points
 
 
@@ -174,7 +174,7 @@ def collect(
     def score(state):
         done, kept, pool, maximum, evaluated = state
         whose_now, row_now = part((whose, which_row), done)
-        logits, _ = pair_logits(rows, seen.query, whose_now, row_now)
+        logits, _ = pair_logits(screen, rows, seen.query, whose_now, row_now)
         used = done + jnp.arange(_EXACT, dtype=jnp.int32) < length
         keep = used & (logits >= reference[whose_now] - RELEVANT)
         maximum = maximum.at[whose_now].max(jnp.where(keep, logits, -jnp.inf))

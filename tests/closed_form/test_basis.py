@@ -78,7 +78,7 @@ def test_directions_decide_nothing_but_speed(monkeypatch):
     """Directions of no use, not even orthonormal, leave every bound true."""
     data = normal(0, 97, 20)
     skewed = np.random.default_rng(3).normal(size=(20, 20)).astype(np.float32) / 4
-    monkeypatch.setattr("flowjax.closed_form.screen.basis_of", lambda rows: skewed)
+    monkeypatch.setattr("flowjax.closed_form.screen.basis_of", lambda rows, placement: skewed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for t in (0.2, 0.9, 0.99):
