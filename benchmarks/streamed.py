@@ -1,7 +1,9 @@
 """Rows streamed from a file against the same rows in memory, and how much memory streaming takes.
 
 Speed: CIFAR-10's shape in uint8 (n = 50 000, d = 3072, b = 128 queries, t = 0.5), dense in memory and streamed from a
-`.npy` file that the operating system has in its cache, beside the time to read the file alone. Memory: the growth of
+`.npy` file that the operating system has in its cache, beside the time to read the file alone. Screening: pictures of
+that shape with the spectrum of natural ones, in the file as float32, on the path at several times; streamed and
+screened, of which the second holds small tables and reads only the rows that may matter. Memory: the growth of
 the peak resident memory of a fresh process that builds a field over 1.2 GB and 20 GB of uint8 rows (holes in a sparse
 file) and evaluates two queries (Linux only). About ten minutes on two cores.
 """
@@ -22,8 +24,10 @@ from flowjax.closed_form import streamed
 from flowjax.closed_form.sources import open_rows
 
 from . import harness
+from .screened import waves
 
 NUM_POINTS, DIMENSION, QUERIES, TIME = 50_000, 3072, 128, 0.5
+SCREENED_TIMES = (0.2, 0.5, 0.8, 0.95)
 LARGE = (1_200_000_000, 20_000_000_000)
 
 _MEMORY = """
@@ -52,8 +56,8 @@ print(json.dumps({
 
 
 @jax.jit
-def _field(field: fj.ClosedFormField, x: jax.Array) -> jax.Array:
-    return field(x, TIME)
+def _field(field: fj.ClosedFormField, x: jax.Array, t: float = TIME) -> jax.Array:
+    return field(x, t)
 
 
 def _read(file: Path) -> int:
@@ -90,6 +94,28 @@ def _speed(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
+def _screened(folder: Path, rounds: int) -> dict[str, Any]:
+    file, count = folder / "pictures.npy", 40_000
+    pictures = waves(count)
+    np.save(file, pictures)
+    fields = {method: fj.ClosedFormField(file, method=method) for method in ("streamed", "screened")}
+    noise = np.random.default_rng(1).normal(size=(QUERIES, *pictures.shape[1:])).astype(np.float32)
+    times = {}
+    for t in SCREENED_TIMES:
+        x = jax.numpy.asarray((1 - t) * noise + t * pictures[:QUERIES])
+        cases = [
+            harness.Case(method, functools.partial(_field, field, x, t)) for method, field in fields.items()
+        ]
+        seconds = harness.measure(cases, rounds=rounds)
+        times[str(t)] = {"seconds": seconds, "speed": seconds["streamed"] / seconds["screened"]}
+    return {
+        "points": count,
+        "bytes": pictures.nbytes,
+        "table_bytes": fields["screened"].screen_bytes,
+        "times": times,
+    }
+
+
 def _memory(folder: Path, size: int) -> dict[str, Any]:
     file = folder / f"{size}.npy"
     shape = size // DIMENSION, DIMENSION
@@ -102,12 +128,14 @@ def run(*, rounds: int = 7) -> dict[str, Any]:
     """Speed and memory; see the module's docstring."""
     with tempfile.TemporaryDirectory() as folder:
         speed = _speed(Path(folder), rounds)
+        screened = _screened(Path(folder), rounds)
         memory = [_memory(Path(folder), size) for size in LARGE]
     return {
         "benchmark": "streamed",
         "machine": harness.machine(),
         "rounds": rounds,
         "speed": speed,
+        "screened": screened,
         "memory": memory,
     }
 
@@ -117,6 +145,12 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     speed = result["speed"]
     rows = [[name, f"{1e3 * seconds:.0f} ms"] for name, seconds in speed["seconds"].items()]
     rows.append(["speed against memory", f"{speed['speed_against_memory']:.2f}"])
+    screened = result["screened"]
+    share = screened["table_bytes"] / screened["bytes"]
+    rows.append(["screened from the file: tables", f"{share:.0%} of the rows' bytes"])
+    rows += [
+        [f"screened, t = {t}", f"{case['speed']:.1f} × streamed"] for t, case in screened["times"].items()
+    ]
     for case in result["memory"]:
         name = f"{case['bytes'] / 1e9:.1f} GB"
         rows.append([f"{name}: growth of peak memory", f"{case['growth_bytes'] / 1e9:.2f} GB"])

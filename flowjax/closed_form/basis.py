@@ -5,6 +5,7 @@ bounds what they leave out.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import warnings
@@ -20,6 +21,7 @@ from jax.core import Tracer
 from flowjax._files import replacing
 from flowjax.typing import Array, Flat, Float
 
+from . import streamed
 from .construct import Placement
 from .dense import Rows, read_block
 from .parts import row_specs
@@ -33,8 +35,9 @@ _KEEP_ENTRIES = 10_000_000
 """Data of fewer entries has its directions in less time than files take to look after."""
 
 
-def basis_of(rows: Rows, placement: Placement | None) -> Float[Array, "d K"]:
-    """Leading principal directions of the rows, float32, orthonormal up to rounding; whole on every device.
+def basis_of(rows: Rows, placement: Placement | None, most: int = MAX_DIRECTIONS) -> Float[Array, "d K"]:
+    """At most so many principal directions of the rows, the leading ones, float32, orthonormal up to rounding; whole on
+    every device.
 
     Concrete data of some size is looked up by its content in `cache_folder()`, and what is computed is kept there. A
     damaged file is computed anew and a folder that cannot be written to is done without; both with a warning.
@@ -44,8 +47,8 @@ def basis_of(rows: Rows, placement: Placement | None) -> Float[Array, "d K"]:
     here = concrete and rows.data.is_fully_addressable
     folder = cache_folder() if here and rows.data.size >= _KEEP_ENTRIES else None
     if folder is None:
-        return _principal_directions(_sample(rows, placement))
-    shape = rows.dimension, min(rows.dimension, MAX_DIRECTIONS)
+        return _principal_directions(_sample(rows, placement), most)
+    shape = rows.dimension, min(rows.dimension, most)
     digest = _digest(np.asarray(rows.data))
     file = folder / f"basis-{digest[:32]}.npz"
     try:
@@ -54,7 +57,7 @@ def basis_of(rows: Rows, placement: Placement | None) -> Float[Array, "d K"]:
         pass
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         _warn(f"{file} cannot be used ({error}); the directions that screening uses are computed anew")
-    basis = _principal_directions(_sample(rows, placement))
+    basis = _principal_directions(_sample(rows, placement), most)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part, part.open("wb") as stream:
@@ -108,6 +111,9 @@ def _warn(message: str) -> None:
 def _sample(rows: Rows, placement: Placement | None) -> Flat:
     """Every so many of the rows, [m, d] float32."""
     stride = sample_stride(rows.count)
+    if streamed.is_streamed(rows):
+        points = streamed.take(rows, np.arange(0, rows.count, stride)).reshape(-1, rows.dimension)
+        return points if rows.centre is None else points - rows.centre
 
     def some(rows: Rows) -> Flat:
         chosen = dataclasses.replace(rows, data=rows.data[::stride], square_norms=rows.square_norms[::stride])
@@ -127,11 +133,11 @@ def _sample(rows: Rows, placement: Placement | None) -> Flat:
     return jax.jit(everywhere)(rows)
 
 
-@jax.jit
-def _principal_directions(points: Flat) -> Float[Array, "d K"]:
+@functools.partial(jax.jit, static_argnums=1)
+def _principal_directions(points: Flat, most: int) -> Float[Array, "d K"]:
     """Of points [m, d]: eigenvectors of their covariance, or by randomised subspace iteration in many dimensions
     (Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4)."""
-    d, directions = points.shape[1], min(points.shape[1], MAX_DIRECTIONS)
+    d, directions = points.shape[1], min(points.shape[1], most)
     points = points - jnp.mean(points, 0)
     if d <= _EIGH_DIMENSIONS:
         covariance = jnp.einsum("nd,ne->de", points, points, precision=lax.Precision.HIGHEST)

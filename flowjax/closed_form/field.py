@@ -96,13 +96,15 @@ class ClosedFormField:
             matter: cheaper the later in time, at the price of tables of up to 1400 float32 a row built here
             (`screen_bytes`; the directions behind them are kept on disk, in the folder that the environment variable
             FLOWJAX_CACHE names, by default ~/.cache/flowjax); where screening would cost more or cannot certify the
-            tolerance, a query is evaluated densely; `explain` tells which were. "streamed" leaves the rows on the
-            host or on disk and reads them block by block at every evaluation, the next block while the device works
-            on the present one; it works under `jit`, `vmap` and `grad` too, and is to be kept until the results are
-            there. "pallas_tpu" makes the float32 pass one TPU kernel up to 512 dimensions; above them, and for sharded
-            rows, XLA's two products do it; off a TPU the kernel is interpreted, which is for tests. "auto" streams
-            paths and records, screens arrays of 50 million entries and more, up to 500 000 points, in float32
-            precision on one CPU device, and is "dense" for the others. "pallas_gpu" is not built yet.
+            tolerance, a query is evaluated densely; `explain` tells which were. Rows over a mesh have their tables
+            where they are; of a path or records it makes tables of 400 float32 a row and reads the rows that may
+            matter. "streamed" leaves the rows on the host or on disk and reads them block by block at every
+            evaluation, the next block while the device works on the present one; it works under `jit`, `vmap` and
+            `grad` too, and is to be kept until the results are there. "pallas_tpu" makes the float32 pass one TPU
+            kernel up to 512 dimensions; above them, and for sharded rows, XLA's two products do it; off a TPU the
+            kernel is interpreted, which is for tests. "auto" streams paths and records, screens arrays of 50 million
+            entries and more, up to 500 000 points, in float32 precision on one CPU device, and is "dense" for the
+            others. "pallas_gpu" is not built yet.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: "float32" (default) or "float64", which makes the pass over all rows in double precision: two
@@ -137,7 +139,7 @@ class ClosedFormField:
         path = Linear() if path is None else path
         precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
-        stream = method == "streamed" or (method == "auto" and is_remote(data))
+        stream = method == "streamed" or (method in ("auto", "screened") and is_remote(data))
         stored = open_rows(data) if stream else as_rows(data)  # type: ignore[arg-type]
         check_rows(stored)
         if horizontal_flip and stored.ndim != 4:
@@ -158,7 +160,7 @@ class ClosedFormField:
             horizontal_flip,
             placement(stored),
             empty_classes(self._rows),
-            costs.MEASURED,
+            costs.STREAMED if stream else costs.MEASURED,
         )
         self._screen = None
         if method == "auto" and _screens_by_itself(self._rows, self._static):

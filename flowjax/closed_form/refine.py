@@ -11,6 +11,7 @@ from jax import lax
 
 from flowjax.typing import Flat, Indices, PerCandidate, PerQuery, typed
 
+from . import streamed
 from .dense import Candidates, Query, Rows, Settings
 from .moments import Moments, Scalars, finite_max
 from .rows import to_float
@@ -18,8 +19,9 @@ from .rows import to_float
 
 @typed
 def gather_points(rows: Rows, index: Indices) -> Flat:
-    """Rows `index` [b] as centred float64 points [b, d]."""
-    points = to_float(rows.data[index].reshape(index.shape[0], rows.dimension)).astype(jnp.float64)
+    """Rows `index` [b] as centred float64 points [b, d], from wherever they are stored."""
+    stored = streamed.gather(rows, index) if streamed.is_streamed(rows) else rows.data[index]
+    points = to_float(stored.reshape(index.shape[0], rows.dimension)).astype(jnp.float64)
     return points if rows.centre is None else points - rows.centre.astype(jnp.float64)
 
 

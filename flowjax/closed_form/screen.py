@@ -25,6 +25,7 @@ from jax import lax
 
 from flowjax.typing import Array, Flat, Float, Int, PerQuery, PerRow, Scalar, typed
 
+from . import streamed
 from .basis import basis_of
 from .construct import Placement
 from .dense import Rows, read_block, uses_direct_differences
@@ -33,6 +34,9 @@ from .parts import row_specs
 BANDS_PER_OCTAVE = 4
 LANES = 32
 """Rows whose survival is kept in one word."""
+
+STREAMED_DIRECTIONS = 256
+"""Of rows on the host: tables of 1.5 kB a row, half of a CIFAR-10 picture in uint8 and an eighth of one of 64 × 64."""
 
 _BLOCK = 1024
 _CHUNK = 128
@@ -121,7 +125,8 @@ class Screen:
 def _near_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Levels, edges and number of coordinates of the near table, of K directions in all."""
     known = max(1, directions // 4)
-    levels = tuple(sorted({max(1, known >> shift) for shift in (3, 2)}))
+    most = max(known >> 2, min(known, 64))
+    levels = tuple(sorted({max(1, most >> 1), most}))
     return levels, _edges(levels, known), known
 
 
@@ -163,8 +168,10 @@ def can_screen(rows: Rows) -> bool:
 def make_screen(rows: Rows, placement: Placement | None) -> Screen:
     """Basis and tables, on the device where the rows are: about n d (d + 4 K) multiplications, once.
 
-    Rows over a mesh axis have their tables where they are.
+    Rows over a mesh axis have their tables where they are. Those of streamed rows are small and on the device.
     """
+    if streamed.is_streamed(rows):
+        return _make_streamed_tables(rows, basis_of(rows, None, STREAMED_DIRECTIONS))
     basis = basis_of(rows, placement)
     if placement is None:
         return _make_tables(rows, basis)
@@ -213,56 +220,91 @@ def _padded(count: int) -> int:
 @jax.jit
 def _make_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
     with jax.enable_x64(True):
-        defect = jnp.einsum("dk,dl->kl", basis.astype(jnp.float64), basis.astype(jnp.float64))
-        defect = defect - jnp.eye(basis.shape[1], dtype=jnp.float64)
-        # ‖D‖ ≤ ‖D²‖_F^½, tighter than ‖D‖_F.
-        delta = 1.001 * jnp.sqrt(jnp.linalg.norm(defect @ defect)) + 1e-12
-        directions = basis.shape[1]
-        layouts = _near_layout(directions), _far_layout(directions)
+        delta = _defect(basis)
         padded = _padded(rows.count)
         block = min(_BLOCK, padded)
-        num_blocks = padded // block
-        wide = basis.astype(jnp.float64)
 
         def body(step):
             # The last block overlaps the one before it; moved into place below.
             size = min(block, rows.count)
             start = jnp.minimum(step * size, rows.count - size).astype(jnp.int32)
-            points, squares = read_block(rows, start, size, jnp.float64)
-            exact = jnp.einsum("nd,dk->nk", points, wide)
-            kept = exact.astype(jnp.float32).astype(jnp.float64)
+            columns = _columns(*read_block(rows, start, size, jnp.float64), basis, delta)
+            moved = [jnp.roll(part, start - step * size, 0) for part in columns]
+            return [jnp.pad(part, ((0, block - size), (0, 0))) for part in moved]
 
-            def columns(layout):
-                _, band_edges, coordinates = layout
-                a, h = exact[:, : band_edges[-1]], kept[:, : band_edges[-1]]
-                tail = squares - 2 * jnp.sum(h * a, 1) + (1 + delta) * jnp.sum(h**2, 1)
-                tail = jnp.sqrt(jnp.maximum(tail, 0) + (1e-12 + rows.dimension * 2.0**-52) * squares)
-                parts = [round_up(band_norms(h, band_edges)), round_up(tail)[:, None]]
-                parts += [squares.astype(jnp.float32)[:, None], h[:, :coordinates].astype(jnp.float32)]
-                filled = jnp.roll(jnp.concatenate(parts, 1), start - step * size, 0)
-                return jnp.pad(filled, ((0, block - size), (0, 0)))
+        columns = lax.map(body, jnp.arange(padded // block, dtype=jnp.int32))
+        columns = [part.reshape(padded, -1) for part in columns]
+        return _with_tables(columns, rows.log_weights, rows.labels, rows.count, basis, delta)
 
-            return [columns(layout) for layout in layouts]
 
-        steps = jnp.arange(num_blocks, dtype=jnp.int32)
-        used = jnp.arange(padded, dtype=jnp.int32) < rows.count
-        near, far = (
-            Table(jnp.where(used[:, None], part.reshape(padded, -1), jnp.float32(0)), *layout[:2])
-            for part, layout in zip(lax.map(body, steps), layouts, strict=True)
-        )
-        weights = jnp.zeros(rows.count, jnp.float32) if rows.log_weights is None else rows.log_weights
-        weights = jnp.pad(weights, (0, padded - rows.count))
-        bias = jnp.where(used, weights, jnp.float32(-jnp.inf))
-        labels = rows.labels
-        if labels is not None:
-            labels = jnp.pad(labels, (0, padded - rows.count), constant_values=-1)
-        # P's rows in chunks; h is rounded once, and r is orthogonal to P up to that and delta.
-        chunk = min(_CHUNK, rows.dimension)
-        padding = -rows.dimension % chunk
-        chunks = jnp.pad(basis, ((0, padding), (0, 0))).reshape(-1, chunk, directions)
-        row_defect = 1.01 * (1 + delta) * (2.0**-24 + delta)
-        first = near.columns[:, : near.span(near.levels[-1]).stop]
-        return Screen(chunks, first, near, far, bias, labels, round_up(delta), round_up(row_defect))
+def _make_streamed_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
+    """The same of rows on the host, block by block; twice the tables' size in host memory meanwhile."""
+    with jax.enable_x64(True):
+        delta = jax.jit(_defect)(basis)
+
+        @jax.jit
+        def columns_of(block: Rows, basis, delta):
+            start = jnp.zeros((), jnp.int32)
+            return _columns(*read_block(block, start, block.count, jnp.float64), basis, delta)
+
+        tables: list[np.ndarray] = []
+        for start, block in streamed.blocks(rows):
+            parts = [np.asarray(part) for part in columns_of(block, basis, delta)]
+            if not tables:
+                tables = [np.zeros((_padded(rows.count), part.shape[1]), np.float32) for part in parts]
+            for table, part in zip(tables, parts, strict=True):
+                table[start : start + len(part)] = part
+        log_weights, labels = (streamed.on_device(leaf) for leaf in (rows.log_weights, rows.labels))
+        finish = jax.jit(_with_tables, static_argnums=3)
+        return finish(tables, log_weights, labels, rows.count, basis, delta)
+
+
+def _defect(basis: Float[Array, "d K"]) -> Scalar:
+    """`delta` of the module's text, rounded up by more than float64 loses."""
+    defect = jnp.einsum("dk,dl->kl", basis.astype(jnp.float64), basis.astype(jnp.float64))
+    defect = defect - jnp.eye(basis.shape[1], dtype=jnp.float64)
+    # ‖D‖ ≤ ‖D²‖_F^½, tighter than ‖D‖_F.
+    return 1.001 * jnp.sqrt(jnp.linalg.norm(defect @ defect)) + 1e-12
+
+
+def _columns(points: Flat, squares: PerRow, basis: Float[Array, "d K"], delta: Scalar) -> list[jax.Array]:
+    """Columns of both tables of some rows, [m, width] float32 each."""
+    exact = jnp.einsum("nd,dk->nk", points, basis.astype(jnp.float64))
+    kept = exact.astype(jnp.float32).astype(jnp.float64)
+
+    def columns(layout):
+        _, band_edges, coordinates = layout
+        a, h = exact[:, : band_edges[-1]], kept[:, : band_edges[-1]]
+        tail = squares - 2 * jnp.sum(h * a, 1) + (1 + delta) * jnp.sum(h**2, 1)
+        tail = jnp.sqrt(jnp.maximum(tail, 0) + (1e-12 + points.shape[1] * 2.0**-52) * squares)
+        parts = [round_up(band_norms(h, band_edges)), round_up(tail)[:, None]]
+        parts += [squares.astype(jnp.float32)[:, None], h[:, :coordinates].astype(jnp.float32)]
+        return jnp.concatenate(parts, 1)
+
+    return [columns(layout(basis.shape[1])) for layout in (_near_layout, _far_layout)]
+
+
+def _with_tables(
+    columns, log_weights, labels, count: int, basis: Float[Array, "d K"], delta: Scalar
+) -> Screen:
+    """A screen of the tables' columns [M, width], whose rows from `count` on stand for nothing."""
+    padding = _padded(count) - count
+    used = jnp.arange(_padded(count), dtype=jnp.int32) < count
+    near, far = (
+        Table(jnp.where(used[:, None], part, jnp.float32(0)), *layout(basis.shape[1])[:2])
+        for part, layout in zip(columns, (_near_layout, _far_layout), strict=True)
+    )
+    weights = jnp.zeros(count, jnp.float32) if log_weights is None else log_weights
+    bias = jnp.where(used, jnp.pad(weights, (0, padding)), jnp.float32(-jnp.inf))
+    if labels is not None:
+        labels = jnp.pad(labels, (0, padding), constant_values=-1)
+    # P's rows in chunks; h is rounded once, and r is orthogonal to P up to that and delta.
+    d, directions = basis.shape
+    chunk = min(_CHUNK, d)
+    chunks = jnp.pad(basis, ((0, -d % chunk), (0, 0))).reshape(-1, chunk, directions)
+    row_defect = 1.01 * (1 + delta) * (2.0**-24 + delta)
+    first = near.columns[:, : near.span(near.levels[-1]).stop]
+    return Screen(chunks, first, near, far, bias, labels, round_up(delta), round_up(row_defect))
 
 
 @jax.tree_util.register_dataclass

@@ -148,7 +148,10 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
         return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
 
     carry = jnp.int32(0), result
-    for size, spared in ((b, 3 * b // 4), *(chunk for chunk in _DENSE_CHUNKS if chunk[0] < b)):
+    chosen = (b, 3 * b // 4), *_DENSE_CHUNKS
+    if plan.stream_block is not None:  # few passes, each of which reads everything
+        chosen = (b, b // 4), (b // 4, b // 16), (b // 16, 0)
+    for size, spared in (chosen[0], *(chunk for chunk in chosen[1:] if 0 < chunk[0] < b)):
         carry = chunks(size, spared, carry)
     return carry[1]
 

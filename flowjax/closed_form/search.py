@@ -244,8 +244,8 @@ def search(
 
 
 def tile_size(plan: Plan) -> int:
-    """Queries that are searched for together."""
-    return TILE * _query_axes(plan)[2]
+    """Queries that are searched for together: many of streamed rows, whose dense pass reads everything."""
+    return (TILE if plan.stream_block is None else plan.tile) * _query_axes(plan)[2]
 
 
 def _query_axes(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], int]:

@@ -33,6 +33,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from flowjax.typing import Indices
+
 from .construct import make_rows as make_rows_with
 from .construct import square_norms
 from .dense import Query, Rows
@@ -137,6 +139,27 @@ def take(rows: Rows, index: np.ndarray | jax.Array) -> jax.Array:
     return jnp.asarray(points.reshape(*index.shape, *points.shape[1:]))
 
 
+def gather(rows: Rows, index: Indices) -> jax.Array:
+    """Rows [k, *event] of these numbers as they are stored, read when the compiled function gets there.
+
+    Files are compared with what they were; of an array in memory that somebody writes into, single rows are not.
+    """
+    shape = jax.ShapeDtypeStruct((index.shape[0], *rows.data.shape[1:]), rows.data.dtype)
+    return jax.pure_callback(_take, shape, rows.data.number, index)  # type: ignore[union-attr]
+
+
+def blocks(rows: Rows) -> Iterator[tuple[int, Rows]]:
+    """Where each block begins, and its rows; a block may begin with rows of the one before it."""
+    held = rows.data.held  # type: ignore[union-attr]
+    for step in range(held.count):
+        yield held.start(step), Rows(*held.read(step), *_whole(rows))  # type: ignore[call-arg]
+
+
+def on_device(leaf: Any) -> jax.Array | None:
+    """All of an array of the field that has one number a row."""
+    return None if leaf is None else jnp.asarray(leaf.held.read(0, leaf.shape[0]))
+
+
 def accumulate(
     rows: Rows,
     query: Query,
@@ -237,6 +260,10 @@ def _read(number: ArrayLike, step: ArrayLike) -> tuple[Any, ...]:
     return find(int(number)).read(int(step))  # type: ignore[arg-type]
 
 
+def _take(number: ArrayLike, index: ArrayLike) -> np.ndarray:
+    return find(int(number)).take(np.asarray(index))  # type: ignore[arg-type]
+
+
 class _Blocks:
     """Blocks [size, ...] of host arrays by number.
 
@@ -270,13 +297,21 @@ class _Blocks:
         """What `load` gives, for compiled functions of the user's, which all share one pass."""
         return self._shared.read(step)
 
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows of these numbers. Errors as for `load`."""
+        return self.data.take(index)
+
+    def start(self, step: int) -> int:
+        """The first row of block `step`."""
+        return min(step * self.size, self._rows - self.size)
+
     def load(self, step: int) -> tuple[Any, ...]:
         """Data, square norms, log weights and labels of block `step`; None for what is not there.
 
         Raises:
             RuntimeError: the data cannot be read, or is not what it was.
         """
-        start = min(step * self.size, self._rows - self.size)
+        start = self.start(step)
         stop = start + self.size
         data, squares, log_weights, labels = (
             None if array is None else array.read(start, stop) for array in self._arrays
@@ -323,13 +358,23 @@ class _Pass:
                 with self._lock:
                     self._next = step + 1, _background.submit(blocks.load, step + 1)
         except BaseException as error:
-            self._progress.stop()
-            if not self._reports:
-                raise
-            self.failure = error
-            raise _ReportedError(str(error)) from error
+            raise self._failed(error) from error
         self._progress.update(step)
         return block
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """What `_Blocks.take` gives."""
+        try:
+            return self._blocks.take(index)
+        except BaseException as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> BaseException:
+        self._progress.stop()
+        if not self._reports:
+            return error
+        self.failure = error
+        return _ReportedError(str(error))
 
 
 class _Progress:

@@ -19,10 +19,14 @@ from .dense import Query, Rows
 from .moments import Moments, Scalars
 from .refine import gather_points
 from .screen import LANES, Screen, Table
+from .streamed import is_streamed
 
 POOL = 1 << 18
 _SLOTS = 256
 _EXACT = 32
+_READ = 256
+"""Rows evaluated exactly at once, and of those on the host."""
+
 _MANY = 16
 """Left of each query on average, they pay for projecting the queries on all directions (CPU)."""
 
@@ -121,6 +125,7 @@ def collect(
     per_cell = jnp.where(complete[:, None], per_cell, 0)
     accumulated = jnp.cumsum(per_cell.reshape(-1), dtype=jnp.int32)
     zero, none = jnp.int32(0), jnp.zeros(POOL + _SLOTS, jnp.int32)
+    size = _READ if is_streamed(rows) else _EXACT
 
     def filtered(members, total, keep):
         """Pool of those of `total` members, (query, row) by position, that are to be kept."""
@@ -169,18 +174,18 @@ def collect(
     whose, which_row = pool
 
     def part(arrays, start):
-        return (lax.dynamic_slice_in_dim(array, start, _EXACT) for array in arrays)
+        return (lax.dynamic_slice_in_dim(array, start, size) for array in arrays)
 
     def score(state):
         done, kept, pool, maximum, evaluated = state
         whose_now, row_now = part((whose, which_row), done)
         logits, _ = pair_logits(screen, rows, seen.query, whose_now, row_now)
-        used = done + jnp.arange(_EXACT, dtype=jnp.int32) < length
+        used = done + jnp.arange(size, dtype=jnp.int32) < length
         keep = used & (logits >= reference[whose_now] - RELEVANT)
         maximum = maximum.at[whose_now].max(jnp.where(keep, logits, -jnp.inf))
         evaluated = evaluated.at[whose_now].add(used.astype(jnp.int32))
         pool, kept = _append(pool, kept, keep, (whose_now, row_now, logits))
-        return done + jnp.int32(_EXACT), kept, pool, maximum, evaluated
+        return done + jnp.int32(size), kept, pool, maximum, evaluated
 
     total = algebra.empty(b, rows.dimension, jnp.float64, scalars=True)
     pool = none, none, jnp.full(none.shape, -jnp.inf, jnp.float64)
@@ -195,7 +200,7 @@ def collect(
         weight = jnp.exp(shifted)
         points = gather_points(rows, row_now)
         values = Moments(
-            jnp.zeros(_EXACT, jnp.float64),
+            jnp.zeros(size, jnp.float64),
             weight,
             weight[:, None] * points,
             Scalars(
@@ -204,7 +209,7 @@ def collect(
         )
         sums = jax.tree.map(lambda old, value: old.at[whose_now].add(value), total, values)
         best = best.at[whose_now].min(jnp.where((shifted == 0) & (weight > 0), row_now, last))
-        return done + jnp.int32(_EXACT), sums, best
+        return done + jnp.int32(size), sums, best
 
     # The maximum is no sum: it is put in its place at the end.
     zeros = dataclasses.replace(total, max=jnp.zeros(b, jnp.float64))
