@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flowjax.typing import Flat, Indices, PerQuery, Scalar, typed
+from flowjax.typing import Array, Bool, Flat, Indices, PerQuery, Scalar, typed
 
 from . import moments as algebra
 from .certificate import error_bounds, query_norm
@@ -30,8 +30,18 @@ from .parts import Plan, all_parts
 Result = TypeVar("Result")
 
 
+class Course(NamedTuple):
+    """How screening went, [b]: which queries it holds for, coordinates that its pass used, rows left, evaluated."""
+
+    holds: Bool[Array, "b"]
+    columns: Indices
+    survivors: Indices
+    evaluated: Indices
+
+
 class Evaluation(NamedTuple):
-    """Flat results: vectors [b, d], scalars [b]; the scalars are None when only the velocity was asked for."""
+    """Flat results: vectors [b, d], scalars [b]; the scalars are None when only the velocity was asked for, and the
+    course where every row was looked at."""
 
     mean: Flat
     velocity: Flat
@@ -42,6 +52,7 @@ class Evaluation(NamedTuple):
     argmax: Indices | None
     variance: PerQuery | None
     error_bound: PerQuery | None
+    course: Course | None = None
 
 
 def _clip_above(value: jax.Array) -> jax.Array:

@@ -16,11 +16,11 @@ from . import costs, streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .costs import Costs
 from .dense import Rows, Settings
-from .evaluate import Evaluation, Plan, evaluate
+from .evaluate import Course, Evaluation, Plan, evaluate
 from .explain import Explanation
 from .rows import take
 from .screen import Screen, can_screen, fits, make_screen
-from .screened import Course, course_of, evaluate_screened
+from .screened import evaluate_screened
 from .sources import HostRows, RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
@@ -285,7 +285,7 @@ class ClosedFormField:
         self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None, *, hint: ArrayLike | None = None
     ) -> Posterior:
         """Everything about the posterior, in the same single pass. Arguments and errors as for a call."""
-        return Posterior(*self._evaluate(x, t, labels, hint, scalars=True))
+        return Posterior(*self._evaluate(x, t, labels, hint, scalars=True)[:-1])
 
     def explain(
         self, x: ArrayLike, t: ArrayLike, labels: ArrayLike | None = None, *, hint: ArrayLike | None = None
@@ -294,28 +294,22 @@ class ClosedFormField:
 
         Arguments and errors as for a call; not for use under a trace.
         """
-        posterior = self.posterior(x, t, labels, hint=hint)
-        bound = np.asarray(posterior.error_bound, np.float64)
-        x, t, labels, hint, batch = self._check_queries(x, t, labels, hint)
-        size = np.linalg.norm(np.asarray(posterior.velocity, np.float64).reshape(x.shape), axis=1)
-        method = "streamed" if streamed.is_streamed(self._rows) else "dense"
-        course = np.ones(batch, bool), *np.zeros((3, *batch), np.int32)
-        here = jax.tree.map(lambda leaf: leaf, self)  # where device_put has left it
-        if _screen_for(_plan(here, len(x), True), here) is not None and len(x) > 0:
-            method = "screened"
-            holds, *counts = jax.tree.map(
-                lambda leaf: np.asarray(leaf).reshape(batch), _course_jit(self, x, t, labels, hint)
-            )
-            course = ~holds, *counts
-        dense, columns, survivors, evaluated = course
+        evaluation = self._evaluate(x, t, labels, hint, scalars=True)
+        bound = np.asarray(evaluation.error_bound, np.float64)
+        velocity = np.asarray(evaluation.velocity, np.float64).reshape(*bound.shape, -1)
+        method, course = "screened", evaluation.course
+        if course is None:
+            method = "streamed" if streamed.is_streamed(self._rows) else "dense"
+            course = Course(np.zeros(bound.shape, bool), *np.zeros((3, *bound.shape), np.int32))
+        holds, columns, survivors, evaluated = map(np.asarray, course)
         return Explanation(
             method=method,
             num_points=self.num_points * (2 if self.horizontal_flip else 1),
-            dense=dense,
+            dense=~holds,
             columns=columns,
             survivors=survivors,
-            evaluated=np.where(dense, 0, evaluated),
-            relative_bound=bound / np.maximum(size.reshape(batch), np.finfo(np.float32).tiny),
+            evaluated=np.where(holds, evaluated, 0),
+            relative_bound=bound / np.maximum(np.linalg.norm(velocity, axis=-1), np.finfo(np.float32).tiny),
         )
 
     def _evaluate(self, x, t, labels, hint, *, scalars: bool):
@@ -484,14 +478,6 @@ def _evaluate_flat(field: ClosedFormField, x, t, labels, hint, *, scalars: bool)
 
 
 _evaluate_jit = jax.jit(_evaluate_flat, static_argnames=("scalars",))
-
-
-def _course(field: ClosedFormField, x, t, labels, hint) -> Course:
-    assert field._screen is not None
-    return course_of(_plan(field, x.shape[0], True), field._screen, field._rows, x, t, labels, hint)
-
-
-_course_jit = jax.jit(_course)
 
 
 def _check_options(path, method, tolerance, precision, block_size) -> None:

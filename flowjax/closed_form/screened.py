@@ -22,19 +22,20 @@ benchmarks/results/screened.json.
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from flowjax.typing import Array, Bool, Flat, Indices, PerQuery
+from flowjax.typing import Flat, Indices, PerQuery
 
 from . import moments as algebra
 from .bounds import pair_rounding
 from .certificate import RELEVANT, exact_bound, num_seen, query_norm
 from .dense import Query, Rows
 from .evaluate import (
+    Course,
     Evaluation,
     Schedule,
     along_path,
@@ -52,14 +53,8 @@ _DENSE_CHUNKS = ((48, 32), (16, 4), (4, 0))
 """Queries that share a dense pass of what screening does not hold for, taken while more than so many are left: many at
 once cost less each (CPU)."""
 
-
-class Course(NamedTuple):
-    """How a tile went, [b]: which queries screening holds for, coordinates that its pass used, rows left, evaluated."""
-
-    holds: Bool[Array, "b"]
-    columns: Indices
-    survivors: Indices
-    evaluated: Indices
+_FEW = 16
+"""Of so many queries all share the dense pass if any needs it: a chunk of every size is a program to compile."""
 
 
 def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> tuple[Evaluation, Course]:
@@ -122,7 +117,7 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
     def dense(index):
         return evaluate(plan, rows, x[index], t[index], None if labels is None else labels[index])
 
-    if b <= _DENSE_CHUNKS[-1][0]:
+    if b <= _FEW:
         everything = jnp.arange(b, dtype=jnp.int32)
         return lax.cond(
             count > 0,
@@ -156,18 +151,6 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
     return carry[1]
 
 
-def course_of(
-    plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None, hint: Indices | None
-) -> Course:
-    """What `evaluate_screened` does with the same arguments, before the dense pass takes what is left."""
-
-    def tile(*queries):
-        with jax.enable_x64(True):
-            return _screen_tile(plan, screen, rows, *queries)[1]
-
-    return in_tiles(plan, tile_size(plan), tile, x, t, labels, hint)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def evaluate_screened(
     plan: Plan, screen: Screen, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None, hint: Indices | None
@@ -175,7 +158,7 @@ def evaluate_screened(
     """As `evaluate`, by screening: x [b, d], t [b] inside [0, 1), labels and hint [b] or None.
 
     A hint is the number of a point thought to be near, as `argmax` counts them; a bad one costs time. Evaluation in
-    x's dtype.
+    x's dtype, with its course if the plan asks for scalars.
     """
     if x.shape[0] == 0:
         return evaluate(plan, rows, x, t, labels)
@@ -187,7 +170,8 @@ def evaluate_screened(
                 lambda leaf: leaf.astype(x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
                 result,
             )
-            return _with_fallback(plan, rows, x, t, labels, result, course.holds)
+            result = _with_fallback(plan, rows, x, t, labels, result, course.holds)
+            return result._replace(course=course) if plan.settings.scalars else result
 
     # Under vmap the queries of all instances are one batch: loops and branches of a batch of batches would run to the
     # end of the longest and through all branches.
@@ -226,4 +210,5 @@ def _evaluate_screened_jvp(plan: Plan, primals, tangents):
     _, _, x_dot, t_dot, *_ = tangents
     result = evaluate_screened(plan, screen, rows, x, t, labels, hint)
     _, result_dot = jax.jvp(lambda x, t: evaluate(plan, rows, x, t, labels), (x, t), (x_dot, t_dot))
-    return result, result_dot
+    none = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), result.course)
+    return result, result_dot._replace(course=none)
