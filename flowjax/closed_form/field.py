@@ -16,7 +16,7 @@ from . import costs, streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .costs import Costs
 from .dense import Rows, Settings
-from .evaluate import Course, Evaluation, Plan, evaluate
+from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
 from .rows import take
 from .screen import Screen, can_screen, fits, make_screen
@@ -300,7 +300,7 @@ class ClosedFormField:
         method, course = "screened", evaluation.course
         if course is None:
             method = "streamed" if streamed.is_streamed(self._rows) else "dense"
-            course = Course(np.zeros(bound.shape, bool), *np.zeros((3, *bound.shape), np.int32))
+            course = (np.zeros(bound.shape, kind) for kind in (bool, np.int32, np.int32, np.int32))
         holds, columns, survivors, evaluated = map(np.asarray, course)
         return Explanation(
             method=method,
