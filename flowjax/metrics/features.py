@@ -13,6 +13,10 @@ import optax
 from flax import nnx
 
 from ..closed_form.rows import to_float
+from .pictures import EfficientNetLite0 as EfficientNetLite0
+from .pictures import FIDInception as FIDInception
+from .pictures import NetworkFeatures as NetworkFeatures
+from .pictures import network_features as network_features
 
 BATCH = 1024
 
