@@ -1,6 +1,7 @@
 """Measures of samples: distances between distributions, precision and recall, memorisation, and feature spaces."""
 
 from . import features as features
+from .across import merge_processes as merge_processes
 from .feature_set import FeatureSet as FeatureSet
 from .frechet import FrechetStatistics as FrechetStatistics
 from .frechet import frechet_distance as frechet_distance
@@ -17,3 +18,6 @@ from .neighbours import Neighbours as Neighbours
 from .neighbours import memorised_fraction as memorised_fraction
 from .neighbours import nearest_distances as nearest_distances
 from .neighbours import nearest_neighbours as nearest_neighbours
+from .reference import Reference as Reference
+from .score import SampleScore as SampleScore
+from .score import Scores as Scores

@@ -1,7 +1,7 @@
-"""Feature spaces for the Fréchet distance: pixels, or a small classifier trained on the spot.
+"""Feature spaces: pixels, a small classifier trained on the spot, or a pretrained network (see `pictures`).
 
 A distance means something only beside the name of its features: every extractor here has one, and reports
-print it. None of these is the Inception network of published FID figures.
+print it. Only `FIDInception` with the published weights is the network of published FID figures.
 """
 
 import functools
@@ -22,9 +22,18 @@ BATCH = 1024
 
 
 class Features(Protocol):
-    """What a Fréchet distance needs: a name to print and a function of images."""
+    """What a distance needs: a function of images, and what to print beside it.
+
+    Attributes:
+        name: the network and whose weights it has.
+        preprocessing: what is done to images before.
+        fingerprint: hash of all that the numbers depend on beside the images; None where they are cheaper to
+            compute than to keep.
+    """
 
     name: str
+    preprocessing: str
+    fingerprint: str | None
 
     def features(self, images: Any) -> np.ndarray:
         """[m, *event], uint8 or floating point → [m, dim] float32 on the host."""
@@ -35,6 +44,8 @@ class PixelFeatures:
     """The flattened image itself."""
 
     name = "pixels"
+    preprocessing = "none"
+    fingerprint: str | None = None
 
     def features(self, images: Any) -> np.ndarray:
         """[m, *event] → [m, prod(event)] float32."""
@@ -67,10 +78,14 @@ class Classifier:
 
     Attributes:
         name: what it is, in words, for reports.
+        preprocessing, fingerprint: as of every feature space.
         held_out_accuracy: on the fifth of the images that it was not trained on.
         event_shape: (height, width, channels) of the images that it takes.
         num_classes: number of classes.
     """
+
+    preprocessing = "none"
+    fingerprint: str | None = None
 
     def __init__(self, network: _Network, event_shape, num_classes: int, held_out_accuracy: float, name: str):
         self.name = name

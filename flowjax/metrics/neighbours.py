@@ -210,7 +210,7 @@ def _nearest_of_block(samples, data, count: int, block_size: int, centre: jax.Ar
 
 
 def rounding(size: int) -> float:
-    """γ-bound of ‖y‖² − 2x·y and of differences, over `size` entries in float32 (Higham, Accuracy and Stability, §3)."""
+    """γ-bound of ‖y‖² − 2x·y and of differences, `size` entries in float32 (Higham, Accuracy and Stability, §3)."""
     return (size + 8) * float(np.finfo(np.float32).eps) / 2
 
 

@@ -139,7 +139,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Any) -> jax
 
 
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Any) -> jax.Array:
-    """One filter a channel as a sum of shifted pictures: XLA's grouped convolution is 2 to 15 times as slow on a CPU."""
+    """One filter a channel as a sum of shifted pictures: XLA's grouped convolution is 2 to 15 times slower on CPU."""
     height, width = kernel.shape[:2]
     pads = jax.lax.padtype_to_pads(x.shape[1:3], (height, width), (stride, stride), padding)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
