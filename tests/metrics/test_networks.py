@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -290,6 +291,16 @@ def test_pixels_are_those_of_a_saved_picture():
 def test_pictures_are_refused(images, error, message):
     with pytest.raises(error, match=message):
         features.EfficientNetLite0().features(images)
+
+
+@packaged
+def test_pictures_split_over_devices_have_the_same_features(monkeypatch):
+    monkeypatch.setattr(pictures, "BATCH", 2)
+    images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 1), dtype=np.uint8)
+    alone = features.EfficientNetLite0(side=32).features(images)
+    split = features.EfficientNetLite0(side=32, devices=jax.devices()[:4]).features(images)
+    np.testing.assert_allclose(split, alone, rtol=1e-4, atol=1e-5)
+    assert alone.std(axis=0).max() > 0.1
 
 
 @packaged

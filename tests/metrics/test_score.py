@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from flowjax.metrics import (
     FeatureSet,
@@ -78,6 +79,7 @@ def test_all_measures_are_those_of_their_functions():
         np.testing.assert_allclose(scores.values[name], value, rtol=1e-5, err_msg=name)
     assert scores.values["memorised_fraction_1/3"] >= 0.1
     assert score.compute(["frechet"]).values.keys() == {"frechet_distance"}
+    np.testing.assert_array_equal(score.nearest(2).index, np.argsort(cdist(x, y), axis=1)[:, :2])
 
 
 def test_numbers_carry_what_they_are_of():
