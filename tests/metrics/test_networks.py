@@ -167,6 +167,14 @@ def test_files_of_another_network_are_refused(tmp_path):
         features.EfficientNetLite0(tmp_path / "w.pth")
 
 
+@packaged
+def test_truncated_weights_are_refused(tmp_path):
+    file = tmp_path / "w.pth"
+    file.write_bytes(packaged_weights().read_bytes()[:10_000_000])
+    with pytest.raises(ValueError, match=r"w\.pth is no whole file .* truncated"):
+        features.EfficientNetLite0(file)
+
+
 def photographs():
     """scikit-learn's two and scikit-image's where it is installed, as squares of 224×224, by name."""
     found = {

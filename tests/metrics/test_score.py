@@ -95,7 +95,7 @@ def test_numbers_carry_what_they_are_of():
     assert no_fid.startswith("no FID")
     assert few.startswith("5 samples for 6 features")
     said = str(scores)
-    for part in ("5 samples against noise train", "projection to 6", "frechet distance", *scores.notes):
+    for part in ("5 samples against noise train", "projection to 6", "Fréchet distance", *scores.notes):
         assert part in said
     assert "inception" not in said.lower()
 
