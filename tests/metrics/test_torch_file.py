@@ -155,7 +155,7 @@ def test_damage_never_ends_otherwise_than_in_a_sentence(tmp_path):
     write_torch_file(file, {"a": np.ones(9, np.float32), "b": np.ones((2, 2), np.float32)}, legacy=True)
     whole = file.read_bytes()
     refused = 0
-    for _ in range(2000):
+    for _ in range(1000):
         damaged = bytearray(whole)
         damaged[RNG.integers(len(whole))] = RNG.integers(256)
         file.write_bytes(damaged)
@@ -163,7 +163,7 @@ def test_damage_never_ends_otherwise_than_in_a_sentence(tmp_path):
             read_state_dict(file)
         except ValueError:
             refused += 1
-    assert refused > 500
+    assert refused > 250
 
 
 def test_tensors_stay_inside_their_storage(tmp_path):

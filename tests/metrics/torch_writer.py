@@ -38,19 +38,22 @@ class _Storage:
         self.tensor = tensor
 
 
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream, legacy):
+        super().__init__(stream, protocol=2)
+        self.legacy = legacy
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, _Storage):
+            return None
+        tensor = obj.tensor
+        kind = getattr(tensor.modules["torch"], _STORAGES[tensor.array.dtype.name])
+        return ("storage", kind, tensor.key, "cpu", tensor.array.size, *((None,) if self.legacy else ()))
+
+
 def _pickled(root, legacy):
     stream = io.BytesIO()
-    pickler = pickle.Pickler(stream, protocol=2)
-
-    def persistent_id(value):
-        if not isinstance(value, _Storage):
-            return None
-        tensor = value.tensor
-        kind = getattr(tensor.modules["torch"], _STORAGES[tensor.array.dtype.name])
-        return ("storage", kind, tensor.key, "cpu", tensor.array.size, *((None,) if legacy else ()))
-
-    pickler.persistent_id = persistent_id
-    pickler.dump(root)
+    _Pickler(stream, legacy).dump(root)
     return stream.getvalue()
 
 
