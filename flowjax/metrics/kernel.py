@@ -37,28 +37,34 @@ def kernel_distance(samples: Any, reference: Any) -> KernelDistance:
         ValueError: fewer than two rows, different numbers of features, NaN or infinite features.
     """
     x, y = two_sets(samples, reference, least=2, measure="a kernel distance")
-    to_own_x, to_own_y = _means(x, x, leave_out_self=True), _means(y, y, leave_out_self=True)
-    to_y, to_x = _means(x, y), _means(y, x)
+    to_own_x, to_own_y = _own_means(x), _own_means(y)
+    across_x, across_y = _sums(x, y)
+    to_y, to_x = across_x / len(y), across_y / len(x)
     value = to_own_x.mean() + to_own_y.mean() - 2 * to_y.mean()
     # how much one sample moves the estimate: twice its own mean of the symmetric kernel of pairs
     variance = 4 * np.var(to_own_x - to_y, ddof=1) / len(x) + 4 * np.var(to_own_y - to_x, ddof=1) / len(y)
     return KernelDistance(float(value), float(np.sqrt(variance)))
 
 
-def _means(rows: np.ndarray, columns: np.ndarray, *, leave_out_self: bool = False) -> np.ndarray:
-    """Mean of k(row, column) over the columns, [m] float64; of one set with itself without the row's own column."""
-    sums = np.zeros(len(rows))
+def _own_means(rows: np.ndarray) -> np.ndarray:
+    """Mean of k(row, other row) over the others, [m] float64."""
+    wide = rows.astype(np.float64)
+    itself = _kernel(np.einsum("md,md->m", wide, wide), rows.shape[1])
+    return (_sums(rows, rows)[0] - itself) / (len(rows) - 1)
+
+
+def _sums(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of k(row, column) over columns [m] and over rows [n], float64."""
+    of_row, of_column = np.zeros(len(rows)), np.zeros(len(columns))
     for i in range(0, len(rows), _BLOCK):
         block = rows[i : i + _BLOCK].astype(np.float64)
         for j in range(0, len(columns), _BLOCK):
-            sums[i : i + _BLOCK] += _kernel(block @ columns[j : j + _BLOCK].astype(np.float64).T, block).sum(
-                axis=1
-            )
-        if leave_out_self:
-            sums[i : i + _BLOCK] -= _kernel(np.sum(block * block, axis=1), block)
-    return sums / (len(columns) - leave_out_self)
+            values = _kernel(block @ columns[j : j + _BLOCK].astype(np.float64).T, rows.shape[1])
+            of_row[i : i + _BLOCK] += values.sum(axis=1)
+            of_column[j : j + _BLOCK] += values.sum(axis=0)
+    return of_row, of_column
 
 
-def _kernel(products: np.ndarray, block: np.ndarray) -> np.ndarray:
-    base = products / block.shape[1] + 1
+def _kernel(products: np.ndarray, dim: int) -> np.ndarray:
+    base = products / dim + 1
     return base * base * base

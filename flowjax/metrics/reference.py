@@ -1,6 +1,7 @@
 """What samples are compared with: the features of a data set, computed once and kept on disk by content."""
 
 import dataclasses
+import functools
 import hashlib
 import warnings
 import zipfile
@@ -25,14 +26,21 @@ class Reference:
         content: hash of the pictures, 32 hexadecimal digits.
         network: the feature space.
         features: [n, dim] of the pictures.
-        frechet: count, mean and scatter matrix of the features.
+        moments: count, mean and scatter matrix of the features where they were found on disk; see `frechet`.
     """
 
     name: str
     content: str
     network: Features
     features: FeatureSet
-    frechet: FrechetStatistics
+    moments: FrechetStatistics | None = None
+
+    @functools.cached_property
+    def frechet(self) -> FrechetStatistics:
+        """Count, mean and scatter matrix of the features: n·dim² operations where they were not found on disk."""
+        if self.moments is not None:
+            return self.moments
+        return FrechetStatistics.empty(self.features.dim).update(self.features.values)
 
     @classmethod
     def of(cls, images: Any, network: Features, *, name: str) -> "Reference":
@@ -66,11 +74,10 @@ class Reference:
             except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 _warn(f"{file} cannot be used ({error}); its features are computed anew")
         values = np.asarray(network.features(images), np.float32)
-        features = FeatureSet.empty(values.shape[1]).update(values)
-        frechet = FrechetStatistics.empty(features.dim).update(values)
+        reference = cls(name, content, network, FeatureSet.empty(values.shape[1]).update(values))
         if file is not None:
-            _write(file, values, frechet)
-        return cls(name, content, network, features, frechet)
+            _write(file, values, reference.frechet)
+        return reference
 
 
 def content_hash(images: np.ndarray) -> str:
