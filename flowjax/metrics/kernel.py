@@ -48,8 +48,7 @@ def kernel_distance(samples: Any, reference: Any) -> KernelDistance:
 
 def _own_means(rows: np.ndarray) -> np.ndarray:
     """Mean of k(row, other row) over the others, [m] float64."""
-    wide = rows.astype(np.float64)
-    itself = _kernel(np.einsum("md,md->m", wide, wide), rows.shape[1])
+    itself = _kernel(np.einsum("md,md->m", rows, rows, dtype=np.float64), rows.shape[1])
     return (_sums(rows, rows)[0] - itself) / (len(rows) - 1)
 
 
