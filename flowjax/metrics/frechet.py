@@ -6,10 +6,12 @@ Reported is d², as everybody does under the name "Fréchet inception distance".
 
 References:
     Dowson and Landau, J. Multivariate Analysis 12 (1982); Heusel et al., arXiv 1706.08500;
-    Chan, Golub and LeVeque, The American Statistician 37 (1983), for merging means and scatter matrices.
+    Chan, Golub and LeVeque, The American Statistician 37 (1983), for merging means and scatter matrices;
+    Higham, Accuracy and Stability, §10.3, for Cholesky factors of singular matrices.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -92,7 +94,12 @@ class FrechetStatistics:
             ValueError: fewer than two vectors on either side, or another number of features.
         """
         self._check_same_features(other)
-        return gaussian_frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
+        return _distance(self.mean, self._root, other.mean, other._root)
+
+    @functools.cached_property
+    def _root(self) -> np.ndarray:
+        """Kept, because many sets are compared with one reference and this is most of the work."""
+        return _factor(self.covariance)
 
     def _check_same_features(self, other: "FrechetStatistics") -> None:
         if self.dim != other.dim:
@@ -110,7 +117,10 @@ def gaussian_frechet_distance(
     directly, and not as roots of the eigenvalues of S₁^{1/2} S₂ S₁^{1/2}, keeps the digits that a square
     root of a rounded zero would lose: √1e-16 is 1e-8 for every missing rank, of which there may be thousands.
     """
-    factor_a, factor_b = _factor(covariance_a), _factor(covariance_b)
+    return _distance(mean_a, _factor(covariance_a), mean_b, _factor(covariance_b))
+
+
+def _distance(mean_a: np.ndarray, factor_a: np.ndarray, mean_b: np.ndarray, factor_b: np.ndarray) -> float:
     overlap = np.linalg.svd(factor_a.T @ factor_b, compute_uv=False).sum()
     step = np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64)
     distance = step @ step + np.sum(factor_a**2) + np.sum(factor_b**2) - 2 * overlap
@@ -118,10 +128,20 @@ def gaussian_frechet_distance(
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F with F Fᵀ = covariance, [dim, rank]: eigenvalues of the size of rounding are zeros."""
-    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
+    """F with F Fᵀ = covariance, [dim, rank], by Cholesky with pivots: pivots of the size of rounding are zeros.
+
+    The nuclear norm that F goes into is the same for every F. Eigenvectors would be one, at 10 to 60 times the cost.
+    """
+    from scipy.linalg import get_lapack_funcs
+
+    covariance = np.asarray(covariance, np.float64)
+    dim = len(covariance)
+    tolerance = dim * np.finfo(np.float64).eps * covariance.diagonal().max()
+    (pstrf,) = get_lapack_funcs(("pstrf",), (covariance,))
+    lower, pivots, rank, _ = pstrf(covariance, tol=tolerance, lower=1)
+    factor = np.zeros((dim, rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor
 
 
 def frechet_distance(a: Any, b: Any) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..closed_form.rows import to_float
 
-NUM_CANDIDATES = 8
+SPARE_CANDIDATES = 6  # measured beside the ones asked for, so that rounding seldom leaves a doubt
 QUERY_BLOCK = 1024
 GROUP = 64  # columns whose minimum is taken before candidates are sorted: sorting all of them costs more
 DIRECT_SIZE = 32  # up to this event size differences cost no more than products, and lose nothing
@@ -35,21 +35,65 @@ class Nearest(NamedTuple):
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-def nearest_distances(samples: Any, data: Any, *, block_size: int = 4096) -> Nearest:
-    """Nearest and second-nearest data point of every sample.
+class Neighbours(NamedTuple):
+    """The k nearest data points of m samples, nearest first (Euclidean, over the flattened event).
 
-    One matrix product a block finds eight candidates, which are measured again by direct differences, so a
-    sample that equals a data point is at distance exactly 0, and a point that is twice in the data is its
-    own second nearest. A rounding bound says whether a ninth could have been nearer; samples for which it
-    could are compared with every row by direct differences (so are all samples of at most 32 numbers).
+    Attributes:
+        distances: [m, k] float32; inf where the data has fewer than k points.
+        index: [m, k] int64, rows of the data; −1 where it has fewer than k points.
+    """
+
+    distances: np.ndarray
+    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def merge(self, other: "Neighbours") -> "Neighbours":
+        """The k nearest of two parts of the data, for the same samples: associative, exact.
+
+        Rows must be numbered through all parts: see `first_row` of `nearest_neighbours`.
+
+        Raises:
+            ValueError: neighbours of other samples, or of another number k.
+        """
+        if self.index.shape != other.index.shape:
+            raise ValueError(
+                f"neighbours of shape {self.index.shape} and {other.index.shape} cannot be merged; "
+                "take the same samples and the same k"
+            )
+        distances = np.concatenate([self.distances, other.distances], axis=1)
+        index = np.concatenate([self.index, other.index], axis=1)
+        order = np.lexsort((index, distances), axis=1)[:, : self.index.shape[1]]
+        return Neighbours(np.take_along_axis(distances, order, 1), np.take_along_axis(index, order, 1))
+
+
+def nearest_distances(samples: Any, data: Any, *, block_size: int = 4096) -> Nearest:
+    """Nearest and second-nearest data point of every sample: `nearest_neighbours` with k = 2.
+
+    A sample that equals a data point is at distance exactly 0, and a point that is twice in the data is its own
+    second nearest. Arguments and errors are those of `nearest_neighbours`.
+    """
+    distances, index = nearest_neighbours(samples, data, 2, block_size=block_size)
+    return Nearest(distances[:, 0].copy(), distances[:, 1].copy(), index[:, 0].copy())
+
+
+def nearest_neighbours(
+    samples: Any, data: Any, k: int, *, block_size: int = 4096, first_row: int = 0
+) -> Neighbours:
+    """The k nearest data points of every sample.
+
+    One matrix product a block finds k + 6 candidates, which are measured again by direct differences, so a
+    sample that equals a data point is at distance exactly 0. A rounding bound says whether one more could have
+    been nearer; samples for which it could are compared with every row by direct differences (so are all
+    samples of at most 32 numbers).
 
     Args:
         samples: [m, *event], uint8 (meaning y/127.5 − 1) or floating point, host or device.
         data: [n, *event], likewise; stays where it is and is converted block by block.
+        k: how many; of equally near ones the first rows.
         block_size: data rows at a time; memory beyond the data is about (1024 + event size)·block_size floats.
+        first_row: number of the first data row, where `data` is one part of many.
 
     Raises:
-        ValueError: no samples' shape, empty data, other event shapes, NaN or infinite entries.
+        ValueError: no samples' shape, empty data, other event shapes, NaN or infinite entries, k < 1.
         TypeError: dtypes that hold no points.
     """
     samples, data = _points("samples", samples), _points("data", data)
@@ -59,15 +103,18 @@ def nearest_distances(samples: Any, data: Any, *, block_size: int = 4096) -> Nea
         raise ValueError("the data is empty, so nothing is nearest")
     if block_size < 1:
         raise ValueError(f"{block_size=} must be positive")
+    if k < 1:
+        raise ValueError(f"{k=} must be positive")
     block_size = min(block_size, len(data))
     centre, radius = _centre(data, block_size)
-    found = [
-        _nearest_of_block(samples[start : start + QUERY_BLOCK], data, block_size, centre, radius)
-        for start in range(0, len(samples), QUERY_BLOCK)
-    ]
-    if not found:
-        return Nearest(np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    return Nearest(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    distances = np.full((len(samples), k), np.inf, np.float32)
+    index = np.full((len(samples), k), -1, np.int64)
+    count = min(k, len(data))
+    for start in range(0, len(samples), QUERY_BLOCK):
+        rows = slice(start, start + QUERY_BLOCK)
+        found = _nearest_of_block(samples[rows], data, count, block_size, centre, radius)
+        distances[rows, :count], index[rows, :count] = found[0], found[1] + first_row
+    return Neighbours(distances, index)
 
 
 def memorised_fraction(nearest: Any, second: Any, ratio: float = 1 / 3) -> float:
@@ -138,48 +185,50 @@ def _centre(data, block_size: int) -> tuple[jax.Array, float]:
     return centre, radius
 
 
-def _nearest_of_block(samples, data, block_size: int, centre: jax.Array, radius: float):
-    """(nearest, second, index) of at most QUERY_BLOCK samples."""
+def _nearest_of_block(samples, data, count: int, block_size: int, centre: jax.Array, radius: float):
+    """Distances [m, count] and rows [m, count] of at most QUERY_BLOCK samples."""
     queries = _rows(samples, 0, len(samples))
     if not bool(jnp.isfinite(queries).all()):
         raise ValueError("the samples hold NaN or infinite entries; leave those out before measuring")
     size = queries.shape[1]
+    kept = min(count + SPARE_CANDIDATES, len(data))
     if size <= DIRECT_SIZE:
-        return _measure(queries, data, _screen(_direct_scores, queries, data, block_size, centre)[1])
-    scores, candidates = _screen(_product_scores, queries, data, block_size, centre)
-    nearest, second, index = _measure(queries, data, candidates)
-    # γ-bound of ‖y‖² − 2x·y in float32 (Higham, Accuracy and Stability, §3.1), and of the differences
-    unit = float(np.finfo(np.float32).eps) / 2
+        _, candidates = _screen(_direct_scores, queries, data, kept, block_size, centre)
+        return _measure(queries, data, candidates, count)
+    scores, candidates = _screen(_product_scores, queries, data, kept, block_size, centre)
+    distances, index = _measure(queries, data, candidates, count)
     norms = np.linalg.norm(np.asarray(queries - centre, np.float64), axis=1)
-    unseen = norms**2 + scores[:, -1] - (size + 8) * unit * (norms + 1.001 * radius) ** 2
-    reached = second.astype(np.float64) ** 2 * (1 + 2 * (size + 8) * unit)
-    doubtful = np.flatnonzero((reached > unseen) & (second > 0))
-    if len(data) > NUM_CANDIDATES and len(doubtful):
-        doubtful = np.resize(doubtful, -(-len(doubtful) // GROUP) * GROUP)  # few shapes, few compilations
-        rest = queries[doubtful]
-        _, candidates = _screen(_direct_scores, rest, data, block_size, centre)
-        nearest[doubtful], second[doubtful], index[doubtful] = _measure(rest, data, candidates)
-    return nearest, second, index
+    unseen = norms**2 + scores[:, -1] - rounding(size) * (norms + 1.001 * radius) ** 2
+    last = distances[:, -1].astype(np.float64)
+    doubtful = np.flatnonzero((last**2 * (1 + 2 * rounding(size)) > unseen) & (last > 0))
+    if len(data) > kept and len(doubtful):
+        padded = np.resize(doubtful, -(-len(doubtful) // GROUP) * GROUP)  # few shapes, few compilations
+        rest = queries[padded]
+        _, candidates = _screen(_direct_scores, rest, data, kept, block_size, centre)
+        distances[padded], index[padded] = _measure(rest, data, candidates, count)
+    return distances, index
 
 
-def _screen(score, queries: jax.Array, data, block_size: int, centre: jax.Array):
-    """The min(8, n) smallest scores of every query, ascending, and their rows: [m, 8] twice, on the host."""
-    count = min(NUM_CANDIDATES, len(data))
-    best = jnp.full((len(queries), count), jnp.inf), jnp.zeros((len(queries), count), jnp.int32)
+def rounding(size: int) -> float:
+    """γ-bound of ‖y‖² − 2x·y and of differences, `size` entries in float32 (Higham, Accuracy and Stability, §3)."""
+    return (size + 8) * float(np.finfo(np.float32).eps) / 2
+
+
+def _screen(score, queries: jax.Array, data, kept: int, block_size: int, centre: jax.Array):
+    """The `kept` smallest scores of every query, ascending, and their rows: [m, kept] twice, on the host."""
+    best = jnp.full((len(queries), kept), jnp.inf), jnp.zeros((len(queries), kept), jnp.int32)
     for start in range(0, len(data), block_size):
         best = _merge_block(best, score, queries, _rows(data, start, block_size), centre, start)
     return np.asarray(best[0], np.float64), np.asarray(best[1])
 
 
-def _measure(queries: jax.Array, data, candidates: np.ndarray):
-    """(nearest, second, index) among the candidates by direct differences; of equals the first row wins."""
+def _measure(queries: jax.Array, data, candidates: np.ndarray, count: int):
+    """The `count` nearest candidates by direct differences; of equals the first row wins."""
     exact = np.stack(
         [np.asarray(_distance(queries, _gather(data, column))) for column in candidates.T], axis=1
     )
-    order = np.lexsort((candidates, exact), axis=1)
-    exact, candidates = np.take_along_axis(exact, order, 1), np.take_along_axis(candidates, order, 1)
-    second = exact[:, 1] if exact.shape[1] > 1 else np.full(len(exact), np.inf, np.float32)
-    return exact[:, 0].copy(), second.copy(), candidates[:, 0].astype(np.int64)
+    order = np.lexsort((candidates, exact), axis=1)[:, :count]
+    return np.take_along_axis(exact, order, 1), np.take_along_axis(candidates, order, 1).astype(np.int64)
 
 
 def _gather(data, index: np.ndarray) -> jax.Array:

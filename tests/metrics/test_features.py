@@ -113,6 +113,26 @@ def test_default_features_are_a_classifier_where_there_are_labels(monkeypatch):
         assert isinstance(features.default_features(other), features.PixelFeatures)
 
 
+def test_features_for_a_dataset(monkeypatch):
+    monkeypatch.setattr(features, "train_classifier", lambda *args, **options: "classifier")
+    monkeypatch.setattr(features, "EfficientNetLite0", lambda: "EfficientNet")
+    monkeypatch.setattr(features, "FIDInception", lambda weights: ("Inception", weights))
+    labels = np.arange(20) % 2
+
+    def chosen(*event, **options):
+        return features.for_dataset(Stored(f"{event}", np.zeros((20, *event)), labels), **options)
+
+    assert chosen(32, 32, 3) == "EfficientNet"
+    assert chosen(28, 28, 1) == "classifier"
+    assert chosen(8, 8, 3) == "classifier"
+    assert chosen(32, 24, 3) == "classifier"
+    assert isinstance(chosen(2), features.PixelFeatures)
+    assert chosen(28, 28, 1, weights="w.pth") == ("Inception", "w.pth")
+    for event in ((8, 8, 3), (32, 24, 3), (2,)):
+        with pytest.raises(ValueError, match="FID-Inception"):
+            chosen(*event, weights="w.pth")
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [

@@ -1,11 +1,15 @@
 """Nearest distances against scipy's in float64, and what counts as memorised."""
 
+import functools
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from flowjax.metrics import memorised_fraction, nearest_distances
+from flowjax.metrics import memorised_fraction, nearest_distances, nearest_neighbours
 
 RNG = np.random.default_rng(0)
 
@@ -117,3 +121,45 @@ def test_memorised_fraction():
 def test_memorised_fraction_refuses(nearest, second, ratio, message):
     with pytest.raises(ValueError, match=message):
         memorised_fraction(nearest, second, ratio)
+
+
+@pytest.mark.parametrize("dim", [3, 60])
+def test_k_neighbours_in_any_parts_of_the_data(dim):
+    data = RNG.normal(size=(97, dim)).astype(np.float32)
+    data[90] = data[4]  # of equally near points the first row
+    samples = np.concatenate([data[[4, 90]], RNG.normal(size=(11, dim)).astype(np.float32)])
+    distances = cdist(samples.astype(np.float64), data.astype(np.float64))
+    whole = nearest_neighbours(samples, data, 12, block_size=40)
+    np.testing.assert_array_equal(whole.index, np.argsort(distances, axis=1, kind="stable")[:, :12])
+    np.testing.assert_allclose(whole.distances, np.sort(distances, axis=1)[:, :12], rtol=1e-5, atol=1e-6)
+    cuts = [0, 5, 50, 97]
+    parts = [nearest_neighbours(samples, data[a:b], 12, first_row=a) for a, b in itertools.pairwise(cuts)]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        merged = functools.reduce(type(whole).merge, [parts[i] for i in order])
+        np.testing.assert_array_equal(merged.index, whole.index)
+        np.testing.assert_array_equal(merged.distances, whole.distances)
+
+
+def test_more_neighbours_than_data():
+    few = nearest_neighbours(np.zeros((2, 1)), np.array([[3.0], [-1.0]]), 4)
+    np.testing.assert_array_equal(few.distances, [[1, 3, np.inf, np.inf]] * 2)
+    np.testing.assert_array_equal(few.index, [[1, 0, -1, -1]] * 2)
+
+
+def test_neighbours_of_data_on_a_mesh():
+    data = RNG.normal(size=(96, 40)).astype(np.float32)
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.device_put(data, jax.NamedSharding(mesh, jax.P("rows")))
+    samples = RNG.normal(size=(5, 40)).astype(np.float32)
+    for a, b in zip(
+        nearest_neighbours(samples, placed, 3), nearest_neighbours(samples, data, 3), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_neighbours_refuse():
+    with pytest.raises(ValueError, match="k=0"):
+        nearest_neighbours(np.ones((2, 3)), np.ones((4, 3)), 0)
+    one, two = (nearest_neighbours(np.ones((2, 3)), np.ones((4, 3)), k) for k in (1, 2))
+    with pytest.raises(ValueError, match="same k"):
+        one.merge(two)
