@@ -23,7 +23,7 @@ class Function:
         return self.function(*args, **kwargs)
 
     def __getattr__(self, name: str):
-        if name in ("path", "breakpoints", "pieces"):
+        if name in ("path", "breakpoints", "pieces", "velocity_and_divergence"):
             return getattr(self.function, name)
         raise AttributeError(name)
 
@@ -45,6 +45,8 @@ class Bound:
             return getattr(
                 self.args[0] if isinstance(self.function, Function) and self.args else self.function, name
             )
+        if name == "velocity_and_divergence" and not isinstance(self.function, Function):
+            return functools.partial(getattr(self.function, name), *self.args, **self.kwargs)
         raise AttributeError(name)
 
 
