@@ -19,16 +19,19 @@ _PHOTOGRAPHS = {
 _SIDE = 32
 _REDUCTIONS = (1, 2, 3)
 _CELL = 128  # leaves the largest crop, 96, a thousand places in a cell
+_CONTRAST = 10  # standard deviation of a crop's brightness, in steps of 0..255: no plain sky
 
 
 def patches(num_points: int = 50_000, seed: int = 0) -> Dataset:
     """Natural colours at CIFAR-10's size: uint8 [n, 32, 32, 3] out of seven photographs, which are the classes.
 
     A crop covers 32, 64 or 96 pixels a side, one size as often as the others, and is averaged down to 32; the
-    photographs take turns. Beside the n crops there are n/5 for testing (at least one). No pixel of a photograph is in
-    both: it is ruled in cells of 128 pixels, every fifth of them (a knight's move apart) belongs to the test crops,
-    which lie inside one cell, and the crops for training keep out of those. Crops of one region overlap each other, and
-    both regions show the same scenes.
+    photographs take turns. Plain surfaces, where brightness deviates by 10 of 255 or less, are left out.
+
+    Beside the n crops there are n/5 for testing (at least one). No pixel of a photograph is in both: it is ruled in
+    cells of 128 pixels, every fifth of them (a knight's move apart) belongs to the test crops, which lie inside one
+    cell, and the crops for training keep out of those. Crops of one region overlap each other, and both regions show
+    the same scenes.
 
     The same numbers give the same crops. Three of the files are JPEG, which another version of Pillow may decode to
     slightly other pixels; the rest is without loss.
@@ -82,29 +85,39 @@ def _crops(
 ) -> np.ndarray:
     """uint8 [count, 32, 32, 3] at random places, no place twice while there are enough."""
     side = reduction * _SIDE
-    places = _places(photograph.shape[:2], side, test)
+    places = _places(photograph, side, test)
     chosen = rng.choice(len(places), count, replace=count > len(places))
-    windows = np.lib.stride_tricks.sliding_window_view(photograph, (side, side), (0, 1))
+    means = _block_means(photograph, reduction)
+    # Of the square from each corner every reduction-th mean, as a view: only what is chosen is copied.
+    windows = np.lib.stride_tricks.sliding_window_view(means, (side - reduction + 1,) * 2, (0, 1))
+    windows = np.moveaxis(windows[..., ::reduction, ::reduction], 2, -1)
     top, left = places[chosen].T
-    cut = np.moveaxis(windows[top, left], 1, -1)  # [count, side, side, 3]
-    if reduction == 1:
-        return cut
-    blocks = cut.reshape(count, _SIDE, reduction, _SIDE, reduction, 3)
-    # Whole numbers throughout: the mean of a block to the nearest, halves upwards.
-    size = reduction**2
-    return ((2 * blocks.sum((2, 4), dtype=np.uint32) + size) // (2 * size)).astype(np.uint8)
+    return windows[top, left]
 
 
-def _places(shape: tuple[int, ...], side: int, test: bool) -> np.ndarray:
-    """Every upper left corner (row, column) of a square that lies in its split, [m, 2]."""
-    row, column = (np.arange(length) // _CELL for length in shape)
+def _block_means(photograph: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [height − size + 1, width − size + 1, 3]: mean of the block from each corner, halves upwards."""
+    height, width = (length - size + 1 for length in photograph.shape[:2])
+    total = np.zeros((height, width, 3), np.uint16)
+    for i in range(size):
+        for j in range(size):
+            total += photograph[i : i + height, j : j + width]
+    return ((2 * total + size**2) // (2 * size**2)).astype(np.uint8)
+
+
+def _places(photograph: np.ndarray, side: int, test: bool) -> np.ndarray:
+    """Every upper left corner (row, column) of a square that lies in its split and shows something, [m, 2]."""
+    row, column = (np.arange(length) // _CELL for length in photograph.shape[:2])
     held_out = (row[:, None] + 2 * column[None, :]) % 5 == 0
     # Two test cells never touch, not even at corners: a square of test pixels lies inside one cell.
-    return np.argwhere(~_any_in_window(~held_out if test else held_out, side))
+    inside = _window_sums(~held_out if test else held_out, side) == 0
+    # Whole numbers decide alike on every machine: area² times the variance of the three colours' sum.
+    grey, area = photograph.sum(-1, dtype=np.int64), side**2
+    variance = area * _window_sums(grey**2, side) - _window_sums(grey, side) ** 2
+    return np.argwhere(inside & (variance > (3 * _CONTRAST * area) ** 2))
 
 
-def _any_in_window(mask: np.ndarray, side: int) -> np.ndarray:
-    """Whether the square from each corner holds a True, by differences of the sums from the origin."""
-    sums = np.pad(mask.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    count = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    return count > 0
+def _window_sums(values: np.ndarray, side: int) -> np.ndarray:
+    """Sum over the square from each corner, by differences of the sums from the origin."""
+    sums = np.pad(values.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]

@@ -52,20 +52,32 @@ def test_crops_are_pieces_of_their_photographs():
 
 
 def test_no_pixel_is_in_both_splits(monkeypatch):
-    """A photograph that is white where the docstring's ruling puts test crops, and black elsewhere."""
+    """A photograph that is bright where the docstring's ruling puts test crops, and dark elsewhere."""
     rows, columns = np.indices((427, 640)) // 128
     held_out = np.isin(rows + 2 * columns, [0, 5, 10])
     assert 0.15 < held_out.mean() < 0.25
-    photographs(monkeypatch, np.where(held_out[..., None], np.uint8(255), np.uint8(0)).repeat(3, -1))
+    noise = np.random.default_rng(0).integers(0, 128, (427, 640, 3), dtype=np.uint8)
+    photographs(monkeypatch, noise + 128 * held_out[..., None].astype(np.uint8))
     data = load("patches", num_points=2000)
-    assert data.images.max() == 0
-    assert data.test_images.min() == 255
+    assert data.images.max() < 128 <= data.test_images.min()
 
 
-def test_larger_crops_are_averaged_to_the_nearest(monkeypatch):
-    """Colours that tell row and column: the step between pixels is the reduction, the first one shows the rounding."""
-    ramp = np.stack([*np.indices((256, 256)), np.zeros((256, 256), int)], -1).astype(np.uint8)
-    photographs(monkeypatch, ramp)
+def test_plain_surfaces_are_left_out(monkeypatch):
+    """Left half noise, right half plain: a crop must hold enough of the noise; and the real ones vary."""
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    picture[:, 128:] = 90
+    photographs(monkeypatch, picture)
+    data = load("patches", num_points=700)
+    plain = (data.images == 90).all(-1).mean((1, 2))
+    assert 0.5 < plain.max() < 1
+    monkeypatch.undo()
+    assert load("patches", num_points=700).images.mean(-1).std((1, 2)).min() > 7  # 10 before averaging
+
+
+def test_one_size_is_as_frequent_as_the_others(monkeypatch):
+    """Colours that tell row and column: the step between pixels is the reduction."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256))  # nothing plain about it
+    photographs(monkeypatch, np.stack([*np.indices((256, 256)), noise], -1).astype(np.uint8))
     data = load("patches", num_points=900)
     images = data.images.astype(int)
     steps = images[:, 1, 0, 0] - images[:, 0, 0, 0]
@@ -73,20 +85,20 @@ def test_larger_crops_are_averaged_to_the_nearest(monkeypatch):
     lines = np.arange(32) * steps[:, None]
     for channel, line in ((0, images[:, :, 5, 0]), (1, images[:, 5, :, 1])):
         np.testing.assert_array_equal(line - images[:, 0, 0, channel, None], lines)
-    # Blocks of 2 start at even or odd rows alike, and their mean, ½ above the first row, is rounded upwards.
-    assert images[..., 0].max() <= 255
-    assert images[steps == 2, 0, 0, 0].min() >= 1
-    noisy = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    for reduction in (2, 3):
-        crops = _patches._crops(noisy, reduction, False, 5, np.random.default_rng(0))
-        means = (
-            noisy[: 256 // reduction * reduction, : 256 // reduction * reduction].astype(float).mean((0, 1))
-        )
-        np.testing.assert_allclose(crops.mean((0, 1, 2)), means, atol=3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_means_are_rounded_to_the_nearest_and_halves_upwards(size):
+    picture = np.random.default_rng(0).integers(0, 256, (7, 8, 3), dtype=np.uint8)
+    means = _patches._block_means(picture, size)
+    assert means.shape == (8 - size, 9 - size, 3)
+    for i, j in np.ndindex(means.shape[:2]):
+        exact = picture[i : i + size, j : j + size].astype(float).mean((0, 1))
+        np.testing.assert_array_equal(means[i, j], np.floor(exact + 0.5))
 
 
 def test_a_photograph_smaller_than_the_places_asked_for_repeats_them(monkeypatch):
-    photographs(monkeypatch, np.zeros((128, 256, 3), np.uint8))
+    photographs(monkeypatch, np.random.default_rng(0).integers(0, 256, (128, 256, 3), dtype=np.uint8))
     assert load("patches", num_points=20_000).num_points == 20_000
 
 
