@@ -91,6 +91,14 @@ def log_density(
     variance preserving and exploding type have alpha(0) > 0: there the prior differs from the path's own marginal at
     t = 0, and so does what is sampled.
 
+    **How exact.** The way back magnifies what the solver gets wrong, by up to alpha/sigma(T) in directions in which the
+    data hardly spread: tighten rtol and atol until the result stands still. 8×8 digits entered near training points of
+    their own exact field come out within .03 nats of its kernel density of 345 at T = .999, and within 1e-3 at
+    tolerances of 1e-6. Away from its points that field is stiff: backwards in time x is driven onto the ridges between
+    points D apart and held there at a rate of D²/sigma³, which from about T = .98 on no explicit solver follows (a
+    RuntimeError, or hundreds of nats). There its density is known without any solver: it is
+    `field.posterior(alpha(T) x, T).log_density + d log alpha(T)`.
+
     **The divergence.** "auto" takes the closed form where the velocity function has a method
     `velocity_and_divergence(x, t, **condition) -> ([b, *event], [b])`, as `ClosedFormField` has; else the exact trace
     up to 64 dimensions, by d forward-mode products at every evaluation; else Hutchinson's estimate. Each piece of a

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact import Gaussian, Recorder, TwoPeaks, noise, normal_log_density
+from flax import nnx
 from scipy.special import ndtr
 from scipy.stats import norm
 
 from flowjax import paths
 from flowjax.closed_form import ClosedFormField
-from flowjax.sampling import bits_per_dimension, hybrid, log_density, sample
+from flowjax.sampling import bits_per_dimension, hybrid, log_density
 
 SCALES = np.array([0.3, 0.8, 1.5])
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -63,13 +64,16 @@ def test_the_defaults_in_float32_on_a_mixture():
     again = log_density(field, x.reshape(3, 2, 1, 2))
     np.testing.assert_allclose(again.log_density, exact, atol=5e-4)
     assert again.noise.shape == (3, 2, 1, 2)
-    np.testing.assert_allclose(sample(field, out.noise).samples, x, atol=2e-3)
     half = log_density(field, x.astype(np.float16))
     assert half.log_density.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
-    ("path", "divergence"), [(paths.Linear(), "auto"), (paths.Trigonometric(), "hutchinson")]
+    ("path", "divergence"),
+    [
+        (paths.Linear(), "auto"),
+        pytest.param(paths.Trigonometric(), "hutchinson", marks=pytest.mark.slow),
+    ],
 )
 def test_the_exact_field_has_the_density_that_it_states(path, divergence):
     """The kernel density at t = .5 without any flow, against the flow; many probes where it is estimated."""
@@ -80,6 +84,11 @@ def test_the_exact_field_has_the_density_that_it_states(path, divergence):
     stated = field.posterior(x, 0.5, own).log_density
     if divergence == "auto":
         np.testing.assert_allclose(out.log_density, stated, atol=2e-4)
+        # Beside its data the way back is smooth from the default end too: a kernel density of width .001.
+        near, last = data[:5] + 1e-3 * noise(5, 3, seed=8), np.float32(1 - 1e-3)
+        options = {"rtol": 1e-7, "atol": 1e-7, "condition": {"labels": labels[:5]}}
+        stated = field.posterior(last * near, last, labels[:5]).log_density + 3 * np.log(last)
+        np.testing.assert_allclose(log_density(field, near, **options).log_density, stated, atol=2e-3)
     else:
         assert np.all(np.abs(out.log_density - stated) < 4 * out.standard_error)
         assert 0 < out.standard_error.min() < out.standard_error.max() < 0.1
@@ -143,13 +152,33 @@ def test_per_sample_steps_equal_common_ones():
     assert np.ptp(alone.standard_error) > 0.1
 
 
+def test_the_density_of_any_network_adds_up_to_one():
+    """A random network of two inputs, no gradient field: its density summed over a fine grid of the plane."""
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.Linear(2, 16, rngs=rngs)
+            self.outer = nnx.Linear(16, 2, rngs=rngs)
+
+        def __call__(self, x, t):
+            return 2 * self.outer(jnp.tanh(self.inner(x) + 3 * t))
+
+    line = np.linspace(-7, 7, 71, dtype=np.float32)
+    grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    out = log_density(Network(nnx.Rngs(1)), grid, of="state", final_time=0.9)
+    density = np.exp(np.float64(out.log_density))
+    assert density.max() > 0.05
+    assert abs(density.sum() * (line[1] - line[0]) ** 2 - 1) < 1e-3
+
+
+@pytest.mark.slow
 def test_jit_vmap_and_the_score_as_derivative():
     """The gradient of a normal log density is −(x − mean)/variance."""
     field, x = Gaussian(scale=SCALES), noise(4, 3)
-    expected = normal_log_density(x, 0.7, SCALES**2 + 1e-6)
-    compiled = jax.jit(lambda f, x: log_density(f, x, solver="rk4", num_steps=60).log_density)
+    expected, options = normal_log_density(x, 0.7, SCALES**2 + 1e-6), {"solver": "rk4", "num_steps": 60}
+    compiled = jax.jit(lambda f, x: log_density(f, x, **options).log_density)
     np.testing.assert_allclose(compiled(field, x), expected, atol=1e-3)
-    one_by_one = jax.vmap(lambda x: log_density(field, x[None]).log_density[0])(x)
+    one_by_one = jax.vmap(lambda x: log_density(field, x[None], **options).log_density[0])(x)
     np.testing.assert_allclose(one_by_one, expected, atol=1e-3)
     score = jax.grad(lambda x: log_density(field, x, rtol=1e-6, atol=1e-6).log_density.sum())(x)
     np.testing.assert_allclose(score, -(x - 0.7) / (SCALES**2 + 1e-6), rtol=2e-3, atol=2e-3)
@@ -173,13 +202,13 @@ def test_bits_per_dimension_of_discretised_normal_pictures():
     """Against the probability of every pixel's bin, which is exact; a mean of 3072 pixels."""
     scale, rng = 0.3, np.random.default_rng(0)
     pixels = (
-        np.round((0.1 + scale * rng.normal(size=(64, 4, 4, 3)) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+        np.round((0.1 + scale * rng.normal(size=(256, 2, 2, 3)) + 1) * 127.5).clip(0, 255).astype(np.uint8)
     )
     field = Gaussian(mean=0.1, scale=scale)
     edges = ((pixels[..., None] + np.array([-0.5, 0.5])) / 127.5 - 1 - 0.1) / scale
     exact = -np.log2(ndtr(edges[..., 1]) - ndtr(edges[..., 0])).mean()
     out = bits_per_dimension(field, pixels, jax.random.key(0))
-    assert out.bits.shape == (64,)
+    assert out.bits.shape == (256,)
     assert abs(np.mean(out.bits) - exact) < 1e-3
     options = {"divergence": "hutchinson", "num_probes": 2, "solver": "rk4", "num_steps": 50}
     estimate = bits_per_dimension(field, pixels, jax.random.key(0), **options)
