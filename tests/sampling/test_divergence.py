@@ -1,5 +1,7 @@
 """The divergence: the field's own against a float64 reference, exact traces, Hutchinson's estimate and its error."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,16 @@ def test_pieces_of_a_hybrid_are_judged_one_by_one():
     later = log_density(hybrid(field, flow, 0.49), x, **options)
     assert np.all(later.standard_error > 0)
     np.testing.assert_allclose(late.standard_error, 10 * later.standard_error, rtol=1e-2)
+
+
+def test_a_field_with_its_labels_bound_keeps_its_own_divergence():
+    """Else it would ask for a key in 100 dimensions."""
+    field = ClosedFormField(noise(5, 100), labels=np.arange(5) % 2)
+    x, options = noise(2, 100), {**FIXED, "solver": "heun"}
+    bound = log_density(functools.partial(field, labels=1), x, **options)
+    np.testing.assert_array_equal(bound.standard_error, 0)
+    given = log_density(field, x, condition={"labels": 1}, **options)
+    np.testing.assert_allclose(bound.log_density, given.log_density, rtol=1e-6)
 
 
 def test_the_integral_is_held_to_the_tolerance_in_any_dimension():
