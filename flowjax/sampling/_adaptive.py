@@ -1,5 +1,6 @@
 """Adaptive integration by diffrax. Imported only when an adaptive solver runs: diffrax takes half a second."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,8 +66,14 @@ class _Controller(diffrax.AbstractStepSizeController):
         return keep, next_t0, next_t1, made_jump, _State(inner, count, state.at_start & ~keep), result
 
 
-def worst_sample_norm(x: jax.Array) -> jax.Array:
-    """Root mean square over each sample's own axes, then the largest over the batch."""
+def worst_sample_norm(x: jax.Array, num_integrals: int = 0) -> jax.Array:
+    """Root mean square over each sample's own axes, then the largest over the batch.
+
+    The last num_integrals columns of x [b, d + num_integrals] are a group of their own, beside the other d: among
+    thousands of coordinates they would hardly count.
+    """
+    if num_integrals:
+        return jnp.maximum(worst_sample_norm(x[:, :-num_integrals]), worst_sample_norm(x[:, -num_integrals:]))
     return jnp.max(jnp.sqrt(jnp.mean(x**2, axis=tuple(range(1, x.ndim)))))
 
 
@@ -80,8 +87,11 @@ def integrate(
     rtol: jax.Array,
     atol: jax.Array,
     max_steps: int,
+    num_integrals: int = 0,
 ) -> Solution:
     """Solve over [edges[i], edges[i + 1]] with pieces[i], one after the other; x [b, *event], b = 1 for one sample.
+
+    The edges may decrease, which solves backwards in time; save_times need them increasing.
 
     The error is held below atol + rtol·|x| in root mean square over each sample; see `worst_sample_norm`.
     """
@@ -91,7 +101,7 @@ def integrate(
         diffrax.PIDController(
             rtol=rtol,  # type: ignore[arg-type]
             atol=atol,  # type: ignore[arg-type]
-            norm=worst_sample_norm,
+            norm=functools.partial(worst_sample_norm, num_integrals=num_integrals),
             # Times are of order one, so a shorter step would not move them: give up instead of spinning.
             dtmin=8 * float(jnp.finfo(edges.dtype).eps),
             force_dtmin=False,

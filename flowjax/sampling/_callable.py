@@ -23,7 +23,7 @@ class Function:
         return self.function(*args, **kwargs)
 
     def __getattr__(self, name: str):
-        if name in ("path", "breakpoints", "pieces"):
+        if name in ("path", "breakpoints", "pieces", "velocity_and_divergence"):
             return getattr(self.function, name)
         raise AttributeError(name)
 
@@ -45,6 +45,8 @@ class Bound:
             return getattr(
                 self.args[0] if isinstance(self.function, Function) and self.args else self.function, name
             )
+        if name == "velocity_and_divergence" and not isinstance(self.function, Function):
+            return functools.partial(getattr(self.function, name), *self.args, **self.kwargs)
         raise AttributeError(name)
 
 
@@ -70,9 +72,14 @@ def _is_leaf(tree: Any) -> bool:
 
 
 class Static(NamedTuple):
-    """The part of a pytree that is known at compile time: structure and leaves that are no arrays."""
+    """The part of a pytree that is known at compile time: structure, its classes, and leaves that are no arrays.
+
+    The classes stand beside the structure since jaxlib (0.10.2) compares registered dataclasses by their fields alone:
+    without them one class would be run with the program compiled for another.
+    """
 
     treedef: Any
+    classes: tuple[Any, ...]
     leaves: tuple[tuple[str, Any], ...]
 
 
@@ -86,6 +93,7 @@ def split(tree: Any) -> tuple[list[Any], Static]:
     dynamic = [leaf for leaf in leaves if isinstance(leaf, _ARRAY_LIKE)]
     static = Static(
         treedef,
+        _classes(treedef),
         tuple(("array", None) if isinstance(leaf, _ARRAY_LIKE) else ("static", leaf) for leaf in leaves),
     )
     try:
@@ -96,6 +104,11 @@ def split(tree: Any) -> tuple[list[Any], Static]:
             "register its class as a pytree, or wrap it in a plain function"
         ) from None
     return dynamic, static
+
+
+def _classes(treedef: Any) -> tuple[Any, ...]:
+    node = treedef.node_data()
+    return (None if node is None else node[0], *map(_classes, treedef.children()))
 
 
 def join(dynamic: list[Any], static: Static) -> Any:

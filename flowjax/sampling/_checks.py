@@ -1,4 +1,4 @@
-"""What `sample` refuses, and the sentences that say so."""
+"""What `sample` and `log_density` refuse, and the sentences that say so."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -37,9 +37,15 @@ def check_solver(solver: Any, num_steps: Any, grid: Any, per_sample_steps: bool)
         )
     if num_steps is None and (grid is None or callable(grid) or isinstance(grid, str)):
         raise ValueError(f"solver={solver!r} takes fixed steps: give num_steps, for example num_steps=50")
-    whole = isinstance(num_steps, int | np.integer) and not isinstance(num_steps, bool)
-    if num_steps is not None and not (whole and num_steps >= 1):
-        raise ValueError(f"num_steps must be a positive integer, got {num_steps}")
+    if num_steps is not None:
+        check_count("num_steps", num_steps)
+
+
+def check_count(name: str, value: Any) -> None:
+    """ValueError unless a positive integer."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and value >= 1):
+        raise ValueError(f"{name} must be a positive integer, got {value}")
 
 
 def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
@@ -51,20 +57,20 @@ def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
 
 
-def check_noise(noise: ArrayLike) -> jax.Array:
-    """The noise as float32 or float64 [b, *event]."""
-    x = jnp.asarray(noise)
+def check_states(states: ArrayLike, name: str) -> jax.Array:
+    """The states, noise or data, as float32 or float64 [b, *event]."""
+    x = jnp.asarray(states)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"noise must be floating point, got {x.dtype}")
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
     if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"noise must have shape [b, *event] with at least one sample, got {x.shape}")
+        raise ValueError(f"{name} must have shape [b, *event] with at least one sample, got {x.shape}")
     if x.dtype not in (jnp.float32, jnp.float64):
         x = x.astype(jnp.float32)
     if not isinstance(x, Tracer):
         bad = np.flatnonzero(~np.asarray(is_finite(x)))
         if bad.size:
             raise ValueError(
-                f"noise holds NaN or inf in {bad.size} of {len(x)} samples, first in number {bad[0]}"
+                f"{name} holds NaN or inf in {bad.size} of {len(x)} samples, first in number {bad[0]}"
             )
     return x
 

@@ -115,7 +115,7 @@ def sample(
     adaptive = solver in _checks.ADAPTIVE
     if adaptive:
         _checks.check_tolerances(rtol, atol, max_steps)
-    x = _checks.check_noise(noise)
+    x = _checks.check_states(noise, "noise")
     condition = _checks.check_condition(condition, x.shape[0], velocity)
     path = _checks.check_path(path, velocity)
     grid = grids.uniform if grid is None else grid

@@ -1,4 +1,4 @@
-"""The compiled part of `sample`: one jitted function for fixed steps, one for adaptive ones."""
+"""The compiled part of `sample` and `log_density`: one jitted function for fixed steps, one for adaptive ones."""
 
 import dataclasses
 import functools
@@ -18,7 +18,10 @@ Evaluate = Callable[[jax.Array, jax.Array, dict[str, Any]], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that is compiled in, beside the static part of the velocity function."""
+    """Everything that is compiled in, beside the static part of the velocity function.
+
+    num_integrals: the last columns of a state [b, d + num_integrals], whose error is judged by itself.
+    """
 
     solver: str
     path: Path
@@ -28,6 +31,7 @@ class Plan:
     pieces: tuple[int, ...] = ()
     per_sample_steps: bool = False
     max_steps: int = 0
+    num_integrals: int = 0
 
 
 class Result(NamedTuple):
@@ -90,6 +94,7 @@ def run_adaptive(
             rtol,
             atol,
             plan.max_steps,
+            plan.num_integrals,
         )
         end, extra = _finish(evaluators(arrays), last_piece, solution.x, edges[-1], plan)
         end = jnp.where(solution.status == _adaptive.OK, end, jnp.nan)
@@ -129,8 +134,8 @@ def _pieces(velocity: Any) -> list[Evaluate]:
                 f"a velocity with {len(breakpoints)} breakpoints has {len(breakpoints) + 1} pieces, "
                 f"this one lists {len(pieces)}"
             )
-        return [_evaluator(piece) for piece in pieces]
-    evaluate = _evaluator(velocity)
+        return [evaluator(piece) for piece in pieces]
+    evaluate = evaluator(velocity)
 
     def before(time: Any) -> Evaluate:
         # The last stage of a step onto a breakpoint must still see the velocity before the jump.
@@ -143,7 +148,7 @@ def _pieces(velocity: Any) -> list[Evaluate]:
     return [*(before(time) for time in breakpoints), evaluate]
 
 
-def _evaluator(function: Any) -> Evaluate:
+def evaluator(function: Any) -> Evaluate:
     """The function with its result checked, in the dtype of the state."""
 
     def evaluate(x, t, condition):

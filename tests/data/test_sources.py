@@ -49,8 +49,32 @@ def test_synthetic_sets_follow_their_seed(name):
     assert load(name, num_points=1).num_points == 1
 
 
+def test_the_held_out_rows_alone(tmp_path):
+    pixels, labels = np.arange(7 * 4, dtype=np.uint8).reshape(7, 2, 2, 1), np.array([0, 1, 2, 0, 1, 2, 0])
+    arrays = {"images": pixels[:4], "labels": labels[:4], "test_images": pixels[4:]}
+    np.savez(tmp_path / "a.npz", **arrays, test_labels=labels[4:], class_names=["a", "b", "c"])
+    held_out = load(f"npz:{tmp_path}/a.npz", split="test")
+    np.testing.assert_array_equal(held_out.images, pixels[4:])
+    np.testing.assert_array_equal(held_out.labels, labels[4:])
+    assert (held_out.name, held_out.class_names, held_out.test_images) == ("a", ("a", "b", "c"), None)
+    assert load(f"npz:{tmp_path}/a.npz", split="train").num_points == 4
+
+    np.savez(tmp_path / "b.npz", **arrays)
+    held_out = load(f"npz:{tmp_path}/b.npz", split="test")
+    assert (held_out.num_points, held_out.labels, held_out.num_classes) == (3, None, None)
+
+
+def test_a_split_that_is_not_there():
+    with pytest.raises(ValueError, match="'digits' has no held-out rows; hold some"):
+        load("digits", split="test")
+    with pytest.raises(ValueError, match="unknown split 'tets'; did you mean 'test'"):
+        load("digits", split="tets")
+
+
 def test_every_source_is_described():
-    assert {"digits", "two-moons", "idx:DIR", "npz:FILE", "images:DIR", "tfds:NAME_OR_DIR"} <= set(SOURCES)
+    assert {"digits", "two-moons", "patches", "idx:DIR", "npz:FILE", "images:DIR", "tfds:NAME_OR_DIR"} <= set(
+        SOURCES
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +112,7 @@ def test_a_bare_folder_is_told_its_kind(tmp_path):
             ValueError,
             "image_size=8 does not apply to 'digits', only to images and tfds",
         ),
-        ("digits", {"num_points": 8}, ValueError, "only to two-moons and eight-gaussians"),
+        ("digits", {"num_points": 8}, ValueError, "only to two-moons and eight-gaussians and patches"),
         ("two-moons", {"num_points": 0}, ValueError, "num_points must be at least 1, got 0"),
         ("two-moons", {"num_points": 2.5}, TypeError, "num_points must be an integer, got 2.5"),
         ("two-moons", {"seed": -1}, ValueError, "seed must be at least 0, got -1"),

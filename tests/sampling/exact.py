@@ -82,6 +82,24 @@ class TwoPeaks:
         return np.vectorize(one)(np.asarray(x, np.float64))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """dx/dt = A x: x_t = expm(A t) x_0 and the divergence is tr A, whatever A."""
+
+    matrix: Any
+
+    def __call__(self, x, t):
+        return (x.reshape(len(x), -1) @ self.matrix.T).reshape(x.shape)
+
+    def log_density(self, x, final):
+        from scipy.linalg import expm
+
+        matrix = np.asarray(self.matrix, np.float64)
+        start = np.asarray(x, np.float64).reshape(len(x), -1) @ expm(-final * matrix).T
+        return normal_log_density(start, 0, 1) - final * np.trace(matrix)
+
+
 class Recorder:
     """A velocity function that notes every call that the compiled program really makes: batch size and time."""
 
@@ -103,6 +121,14 @@ class Recorder:
 
 def noise(*shape: int, seed: int = 0, dtype=np.float32) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def normal_log_density(x, mean, variance) -> np.ndarray:
+    """Sum over the last axes of log N(x; mean, variance), in float64."""
+    from scipy.stats import norm
+
+    terms = norm.logpdf(np.asarray(x, np.float64), mean, np.sqrt(variance))
+    return terms.reshape(len(terms), -1).sum(1)
 
 
 def order(steps, errors) -> float:

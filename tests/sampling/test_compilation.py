@@ -138,6 +138,36 @@ def test_a_python_function_is_compiled_once_per_object(options):
     assert len(traces) > seen
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Towards:
+    """Two classes with the same fields, which jaxlib takes for one structure."""
+
+    data: Any
+
+    def __call__(self, x, t):
+        return jnp.mean(self.data, 0) - x
+
+
+class Away(Towards):
+    def __call__(self, x, t):
+        return x - jnp.mean(self.data, 0)
+
+
+jax.tree_util.register_dataclass(Away)
+
+
+@every_solver
+def test_classes_of_equal_fields_have_a_program_each(options):
+    x, data = noise(3, 2), noise(5, 2, seed=1)
+    towards, away = (
+        sample(f(data), x, final_time=0.5, denoise_last=False, **options) for f in (Towards, Away)
+    )
+    for out, sign in ((towards, -1), (away, 1)):
+        expected = data.mean(0) + np.exp(sign * 0.5) * (x - data.mean(0))
+        np.testing.assert_allclose(out.samples, expected, atol=2e-2)
+
+
 @every_solver
 def test_nnx_modules(options):
     """Equal structure, other parameters: no new compilation, and the new parameters are the ones in use."""
