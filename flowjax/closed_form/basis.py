@@ -30,6 +30,9 @@ MAX_DIRECTIONS = 1024
 CACHE_VARIABLE = "FLOWJAX_CACHE"
 
 _SAMPLE = 8192
+_SAMPLE_ENTRIES = 2**28
+"""Rows looked at, and of wide ones as many as have so many entries: a gigabyte."""
+
 _EIGH_DIMENSIONS = 4096
 _KEEP_ENTRIES = 10_000_000
 """Data of fewer entries has its directions in less time than files take to look after."""
@@ -47,7 +50,8 @@ def basis_of(rows: Rows, placement: Placement | None, most: int = MAX_DIRECTIONS
     here = concrete and rows.data.is_fully_addressable
     folder = cache_folder() if here and rows.data.size >= _KEEP_ENTRIES else None
     if folder is None:
-        return _principal_directions(_sample(rows, placement), most)
+        basis = _principal_directions(_sample(rows, placement), most)
+        return basis if placement is None else _same_everywhere(basis, placement[0])
     shape = rows.dimension, min(rows.dimension, most)
     digest = _digest(np.asarray(rows.data))
     file = folder / f"basis-{digest[:32]}.npz"
@@ -70,9 +74,9 @@ def basis_of(rows: Rows, placement: Placement | None, most: int = MAX_DIRECTIONS
     return basis
 
 
-def sample_stride(count: int) -> int:
+def sample_stride(count: int, dimension: int) -> int:
     """Every how many rows one is looked at for the directions; they leave out less of these than of the others."""
-    return -(-count // _SAMPLE)
+    return -(-count // min(_SAMPLE, max(_SAMPLE // 8, _SAMPLE_ENTRIES // dimension)))
 
 
 def cache_folder() -> Path | None:
@@ -110,7 +114,7 @@ def _warn(message: str) -> None:
 
 def _sample(rows: Rows, placement: Placement | None) -> Flat:
     """Every so many of the rows, [m, d] float32."""
-    stride = sample_stride(rows.count)
+    stride = sample_stride(rows.count, rows.dimension)
     if streamed.is_streamed(rows):
         points = streamed.take(rows, np.arange(0, rows.count, stride)).reshape(-1, rows.dimension)
         return points if rows.centre is None else points - rows.centre
@@ -131,6 +135,19 @@ def _sample(rows: Rows, placement: Placement | None) -> Flat:
         check_vma=False,
     )
     return jax.jit(everywhere)(rows)
+
+
+def _same_everywhere(basis: jax.Array, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> jax.Array:
+    """As the mesh's first device has it; machines of two kinds may differ in the last bit."""
+    names = mesh.axis_names
+
+    def first(basis):
+        mine = jnp.array([lax.axis_index(name) == 0 for name in names]).all()
+        return lax.psum(jnp.where(mine, basis, 0), names)
+
+    return jax.jit(jax.shard_map(first, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False))(
+        basis
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)

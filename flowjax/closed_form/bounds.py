@@ -107,7 +107,7 @@ def guess_best(screen: Screen, rows: Rows, seen: Seen) -> Indices:
     b, size, near = seen.query.x.shape[0], screen.block, screen.near
     coordinates = near.levels[0]
     weights = weights_of(near, seen, coordinates, debias=True)
-    block = _blocks(screen, seen.query, screen.first, near.span(coordinates), weights)
+    block = _blocks(screen, seen.query, screen.nearest, near.span(coordinates), weights)
     # A column's best block rides in the last digits of its estimate: one array to keep instead of two. (−inf becomes
     # NaN so, which is never better.)
     digits = jnp.int32((1 << max(1, (screen.num_blocks - 1).bit_length())) - 1)
@@ -130,7 +130,7 @@ def find_survivors(screen: Screen, seen: Seen, level: int, threshold: Float[Arra
     Far passes need `seen` projected on all directions. Only bits leave a block: bounds are never stored.
     """
     table, coordinates = screen.passes[level]
-    columns = screen.first if table is screen.near else table.columns
+    columns = screen.nearest if table is screen.near else table.columns
     weights = weights_of(table, seen, coordinates)
     block = _blocks(screen, seen.query, columns, table.span(coordinates), weights)
     lane = (jnp.uint32(1) << jnp.arange(LANES, dtype=jnp.uint32))[:, None]

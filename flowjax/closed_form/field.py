@@ -89,15 +89,16 @@ class ClosedFormField:
 
     Args:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
-            converted block by block. float64 NumPy arrays are rounded to float32. For "streamed" also the path of a
-            `.npy` file, a `np.memmap`, or what `flowjax.data.stream` opens.
+            converted block by block. float64 NumPy arrays are rounded to float32. For "streamed", "screened" and "auto"
+            also the path of a `.npy` file, or what `flowjax.data.stream` opens; for "streamed" a `np.memmap` too, which
+            the others load.
         path: Gaussian path.
         method: "dense" looks at every row. "screened" bounds the rows' weights and looks at those that may
             matter: cheaper the later in time, at the price of tables of up to 1400 float32 a row built here
             (`screen_bytes`; the directions behind them are kept on disk, in the folder that the environment variable
-            FLOWJAX_CACHE names, by default ~/.cache/flowjax); where screening would cost more or cannot certify the
-            tolerance, a query is evaluated densely; `explain` tells which were. Rows over a mesh have their tables
-            where they are; of a path or records it makes tables of 400 float32 a row and reads the rows that may
+            FLOWJAX_CACHE names, by default ~/.cache/flowjax); where screening would cost more, or what it drops might
+            exceed the tolerance, a query is evaluated densely; `explain` tells which were. Rows over a mesh have their
+            tables where they are; of a path or records it makes tables of 350 float32 a row and reads the rows that may
             matter. "streamed" leaves the rows on the host or on disk and reads them block by block at every
             evaluation, the next block while the device works on the present one; it works under `jit`, `vmap` and
             `grad` too, and is to be kept until the results are there. "pallas_tpu" makes the float32 pass one TPU

@@ -36,7 +36,7 @@ LANES = 32
 """Rows whose survival is kept in one word."""
 
 STREAMED_DIRECTIONS = 256
-"""Of rows on the host: tables of 1.5 kB a row, half of a CIFAR-10 picture in uint8 and an eighth of one of 64 × 64."""
+"""Of rows on the host: tables of 1.4 kB a row, half of a CIFAR-10 picture in uint8 and an eighth of one of 64 × 64."""
 
 _BLOCK = 1024
 _CHUNK = 128
@@ -83,23 +83,31 @@ class Screen:
 
     Attributes:
         basis: [chunks, chunk, K] float32, P with its d rows padded by zeros.
-        first: [M, columns of the near table's levels] float32, those columns once more, compact.
+        first: [M, columns of the near table's levels] float32, those columns once more, compact; None if the table
+            has no others.
         near: a quarter of the directions, for the cheap passes.
         far: all K of them, for the others.
         bias: [M] float32, log weights; −inf for padding.
         labels: [M] int32 or None; −1 for padding.
         delta: [] float32, upper bound of ‖PᵀP − I‖.
         row_defect: [] float32.
+        count: n; over a mesh, of each device.
     """
 
     basis: Float[Array, "chunks chunk K"]
-    first: Float[Array, "m columns"]
+    first: Float[Array, "m columns"] | None
     near: Table
     far: Table
     bias: PerRow
     labels: Int[Array, "m"] | None
     delta: Scalar
     row_defect: Scalar
+    count: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def nearest(self) -> Float[Array, "m columns"]:
+        """The columns that the near table's passes read."""
+        return self.near.columns if self.first is None else self.first
 
     @property
     def block(self) -> int:
@@ -176,12 +184,13 @@ def make_screen(rows: Rows, placement: Placement | None) -> Screen:
     if placement is None:
         return _make_tables(rows, basis)
     mesh, axis = placement
-    shapes = jax.eval_shape(_make_tables, rows, basis)  # for what is static in them
+    tables = jax.eval_shape(_make_tables, rows, basis)  # for what is static in them
+    specs = dataclasses.replace(screen_specs(tables, axis), count=rows.count // mesh.shape[axis])
     mapped = jax.shard_map(
         _make_tables,
         mesh=mesh,
         in_specs=(row_specs(rows, axis), jax.P()),
-        out_specs=screen_specs(shapes, axis),
+        out_specs=specs,
         axis_names={axis},
         check_vma=False,
     )
@@ -197,19 +206,23 @@ def screen_specs(screen: Screen, axis: str) -> Screen:
 
     return Screen(
         basis=whole,  # type: ignore[arg-type]
-        first=split,  # type: ignore[arg-type]
+        first=None if screen.first is None else split,  # type: ignore[arg-type]
         near=table(screen.near),
         far=table(screen.far),
         bias=split,  # type: ignore[arg-type]
         labels=None if screen.labels is None else split,  # type: ignore[arg-type]
         delta=whole,  # type: ignore[arg-type]
         row_defect=whole,  # type: ignore[arg-type]
+        count=screen.count,
     )
 
 
 def fits(screen: Screen, count: int, shards: int) -> bool:
-    """Whether the tables are those of `count` rows on each of so many devices: data may have moved since."""
-    return screen.bias.shape[0] == shards * _padded(count)
+    """Whether the tables are those of `count` rows on each of so many devices: data may have moved since.
+
+    Their size alone does not tell: 10 000 rows have as many padded ones on one device as on five.
+    """
+    return screen.count == count and screen.bias.shape[0] == shards * _padded(count)
 
 
 def _padded(count: int) -> int:
@@ -238,7 +251,7 @@ def _make_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
 
 
 def _make_streamed_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
-    """The same of rows on the host, block by block; twice the tables' size in host memory meanwhile."""
+    """The same of rows on the host, block by block; twice the tables' size in host memory meanwhile, and a block."""
     with jax.enable_x64(True):
         delta = jax.jit(_defect)(basis)
 
@@ -249,11 +262,16 @@ def _make_streamed_tables(rows: Rows, basis: Float[Array, "d K"]) -> Screen:
 
         tables: list[np.ndarray] = []
         for start, block in streamed.blocks(rows):
-            parts = [np.asarray(part) for part in columns_of(block, basis, delta)]
-            if not tables:
-                tables = [np.zeros((_padded(rows.count), part.shape[1]), np.float32) for part in parts]
-            for table, part in zip(tables, parts, strict=True):
-                table[start : start + len(part)] = part
+            size = min(_BLOCK, block.count)  # as float64 a block would be eight times as large
+            for first in range(0, block.count, size):
+                first = min(first, block.count - size)
+                few = slice(first, first + size)
+                piece = dataclasses.replace(block, data=block.data[few], square_norms=block.square_norms[few])
+                parts = [np.asarray(part) for part in columns_of(piece, basis, delta)]
+                if not tables:
+                    tables = [np.zeros((_padded(rows.count), part.shape[1]), np.float32) for part in parts]
+                for table, part in zip(tables, parts, strict=True):
+                    table[start + first : start + first + size] = part
         log_weights, labels = (streamed.on_device(leaf) for leaf in (rows.log_weights, rows.labels))
         finish = jax.jit(_with_tables, static_argnums=3)
         return finish(tables, log_weights, labels, rows.count, basis, delta)
@@ -303,8 +321,10 @@ def _with_tables(
     chunk = min(_CHUNK, d)
     chunks = jnp.pad(basis, ((0, -d % chunk), (0, 0))).reshape(-1, chunk, directions)
     row_defect = 1.01 * (1 + delta) * (2.0**-24 + delta)
-    first = near.columns[:, : near.span(near.levels[-1]).stop]
-    return Screen(chunks, first, near, far, bias, labels, round_up(delta), round_up(row_defect))
+    first = None
+    if near.levels[-1] < near.coordinates:
+        first = near.columns[:, : near.span(near.levels[-1]).stop]
+    return Screen(chunks, first, near, far, bias, labels, round_up(delta), round_up(row_defect), count)
 
 
 @jax.tree_util.register_dataclass

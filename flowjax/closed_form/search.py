@@ -51,7 +51,7 @@ def _choose_pass(
     n, d, b = rows.count, rows.dimension, threshold.shape[0]
     stride = -(-n // _SAMPLE)
     # Not only rows that the directions were fitted to.
-    fitted = sample_stride(n * (1 if axis is None else lax.axis_size(axis)))
+    fitted = sample_stride(n * (1 if axis is None else lax.axis_size(axis)), d)
     while math.gcd(stride, fitted) > 1:
         stride += 1
     labels = None if screen.labels is None else screen.labels[:n:stride]
@@ -73,8 +73,8 @@ def _choose_pass(
         return jnp.stack(each, 1)
 
     def of_all(costs):
-        """The mean over the devices, which wait for each other."""
-        return costs if axis is None else lax.pmean(costs.astype(jnp.float32), axis).astype(jnp.float64)
+        """The largest: devices wait for each other."""
+        return costs if axis is None else lax.pmax(costs.astype(jnp.float32), axis).astype(jnp.float64)
 
     near, dense = of_all(passes(screen.near, seen)), jnp.full((b, 1), 2.0 * n * d)
     span = screen.far.span(screen.far.levels[0])
@@ -156,7 +156,7 @@ def _choose(
     return _Chosen(seen, everywhere, logit, cut, threshold, level)
 
 
-def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
+def _find(screen: Screen, rows: Rows, chosen: _Chosen, *, scalars: bool) -> Found:
     """Step 4: a pass for every query that is not for dense, in chunks of the same or a similar one."""
     b, passes = chosen.level.shape[0], screen.passes
     order = jnp.argsort(chosen.level, stable=True).astype(jnp.int32)
@@ -180,7 +180,16 @@ def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
 
             bits = lax.switch(level, [functools.partial(run, number) for number in range(last)])
             new = collect(
-                screen, rows, now.seen, everywhere, level, bits, now.threshold, wanted, now.reference
+                screen,
+                rows,
+                now.seen,
+                everywhere,
+                level,
+                bits,
+                now.threshold,
+                wanted,
+                now.reference,
+                scalars=scalars,
             )
             target = jnp.where(wanted, index, jnp.int32(b))
             found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
@@ -188,7 +197,7 @@ def _find(screen: Screen, rows: Rows, chosen: _Chosen) -> Found:
 
         return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
 
-    carry = jnp.int32(0), nothing_found(screen, rows, b)
+    carry = jnp.int32(0), nothing_found(screen, rows, b, scalars=scalars)
     if b > _CHUNK:  # the cheapest pass costs less a query if many share it
         size = min(2 * _CHUNK, b)
         carry = chunks(size, 1, 3 * size // 4, carry)
@@ -216,18 +225,20 @@ def search(
     def local(screen, rows, query, x, schedule, hint):
         coefficients = project(screen, query.x, screen.near.directions)
         slack = slack_of(screen, rows, query, coefficients)
+        if axis is not None:  # what one drops must be below what another certifies, to the last bit
+            slack = algebra.max_across(slack, axis)
         seen = Seen(query, coefficients, query.alpha / query.sigma**2, slack)
         if hint is not None and axis is not None:  # of another device's row: any row of this one's will do
             hint = hint - lax.axis_index(axis).astype(jnp.int32) * jnp.int32(rows.count)
             hint = jnp.clip(hint, 0, rows.count - 1)
         chosen = _choose(plan, screen, rows, seen, x, schedule, hint, axis)
-        found = _find(screen, rows, chosen)
+        found = _find(screen, rows, chosen, scalars=plan.settings.scalars)
         if axis is not None:
             found = _merge_across(found, rows.count, axis)
         return Searched(found, chosen.reference, chosen.cut)
 
     arguments = screen, rows, query, x, schedule, hint
-    if axis is None or plan.mesh is None:
+    if plan.mesh is None or axis is None:
         return local(*arguments)
     names, others, parts = _query_axes(plan)
     copies = 2 if plan.horizontal_flip else 1
@@ -249,13 +260,13 @@ def tile_size(plan: Plan) -> int:
 
 
 def _query_axes(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """The mesh's axes at hand, those that queries are split over (evenly, or not at all), and in how many parts."""
+    """The mesh's axes, those that queries are split over (evenly, or not at all), and in how many parts."""
     if plan.mesh is None:
         return (), (), 1
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    names = tuple(name for name in plan.mesh.axis_names if name not in manual)
-    others = tuple(name for name in names if name != plan.settings.axis_name)
-    return names, others, math.prod(plan.mesh.shape[name] for name in others)
+    kinds = dict(zip(plan.mesh.axis_names, plan.mesh.axis_types, strict=True))
+    auto = [name for name, kind in kinds.items() if kind == jax.sharding.AxisType.Auto]
+    others = tuple(name for name in auto if name != plan.settings.axis_name)
+    return plan.mesh.axis_names, others, math.prod(plan.mesh.shape[name] for name in others)
 
 
 def _merge_across(found: Found, count: int, axis: str) -> Found:

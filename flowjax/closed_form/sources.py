@@ -5,12 +5,13 @@ behind the end of a file that has shrunk kills the process. What a file looked l
 modification time, inode) is compared before and after every read.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +105,7 @@ class HostRows:
     dtype: np.dtype
     _fetch: Callable[[int, int], np.ndarray]
     _state: Callable[[], State] = dict
+    _pick: Callable[[np.ndarray], np.ndarray] | None = None
     volatile: bool = False
     _opened: State = dataclasses.field(init=False)
 
@@ -126,24 +128,34 @@ class HostRows:
         Raises:
             RuntimeError: the file is not what it was when it was opened.
         """
-        self.check()
-        try:
+        with self._checked():
             rows = self._fetch(start, stop)
-        except (OSError, ValueError) as error:
-            self.check()
-            raise RuntimeError(f"{self.name} cannot be read: {error}") from error
-        self.check()
         return np.ascontiguousarray(rows, self.dtype)
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows of these numbers 0..n−1, [k] → [k, *event]. Errors as for `read`."""
         unique, inverse = np.unique(index, return_inverse=True)
+        if self._pick is not None:
+            with self._checked():
+                return np.ascontiguousarray(self._pick(unique), self.dtype)[inverse.reshape(-1)]
         rows = np.empty((len(unique), *self.shape[1:]), self.dtype)
         breaks = np.flatnonzero(np.diff(unique) != 1) + 1  # rows that lie side by side are read at once
-        for place in np.split(np.arange(len(unique)), breaks):
-            if len(place):
-                rows[place] = self.read(int(unique[place[0]]), int(unique[place[-1]]) + 1)
-        return rows[inverse.reshape(-1)]
+        with self._checked():
+            for place in np.split(np.arange(len(unique)), breaks):
+                if len(place):
+                    rows[place] = self._fetch(int(unique[place[0]]), int(unique[place[-1]]) + 1)
+        return rows if np.array_equal(unique, index) else rows[inverse.reshape(-1)]
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Before and after what is read in it."""
+        self.check()
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.check()
+            raise RuntimeError(f"{self.name} cannot be read: {error}") from error
+        self.check()
 
     def check(self) -> None:
         """RuntimeError if the contents have changed since they were opened."""
@@ -277,14 +289,17 @@ def _open_records(records: Any) -> HostRows:
     shape = (records.num_points, *records.event_shape)
 
     def fetch(start: int, stop: int) -> np.ndarray:
-        return records.rows(np.arange(start, stop))["image"]
+        return pick(np.arange(start, stop))
+
+    def pick(index: np.ndarray) -> np.ndarray:
+        return records.rows(index)["image"]
 
     def state() -> State:
         found = ((path.name, _look(path)) for path in map(Path, files))
         return {f"{what} of {name}": value for name, state in found for what, value in state.items()}
 
     name = str(directory) if directory is not None else "the data"
-    return HostRows(name, records, shape, np.dtype(records.dtype), fetch, state)
+    return HostRows(name, records, shape, np.dtype(records.dtype), fetch, state, pick)
 
 
 def _look(path: Path) -> State:

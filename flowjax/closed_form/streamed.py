@@ -350,31 +350,31 @@ class _Pass:
     def read(self, step: int) -> tuple[Any, ...]:
         """What `_Blocks.load` gives of block `step`."""
         blocks = self._blocks
-        try:
+        with self._failing():
             with self._lock:
                 ahead, self._next = self._next, None
             block = ahead[1].result() if ahead is not None and ahead[0] == step else blocks.load(step)
             if step + 1 < blocks.count:
                 with self._lock:
                     self._next = step + 1, _background.submit(blocks.load, step + 1)
-        except BaseException as error:
-            raise self._failed(error) from error
         self._progress.update(step)
         return block
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """What `_Blocks.take` gives."""
-        try:
+        with self._failing():
             return self._blocks.take(index)
-        except BaseException as error:
-            raise self._failed(error) from error
 
-    def _failed(self, error: BaseException) -> BaseException:
-        self._progress.stop()
-        if not self._reports:
-            return error
-        self.failure = error
-        return _ReportedError(str(error))
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._progress.stop()
+            if not self._reports:
+                raise
+            self.failure = error
+            raise _ReportedError(str(error)) from error
 
 
 class _Progress:

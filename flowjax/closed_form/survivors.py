@@ -43,9 +43,9 @@ class Found(NamedTuple):
     level: Indices
 
 
-def nothing_found(screen: Screen, rows: Rows, b: int) -> Found:
+def nothing_found(screen: Screen, rows: Rows, b: int, *, scalars: bool) -> Found:
     """What is known before anything was looked for: nothing is complete."""
-    moments = algebra.empty(b, rows.dimension, jnp.float64, scalars=True)
+    moments = algebra.empty(b, rows.dimension, jnp.float64, scalars=scalars)
     none = jnp.zeros(b, jnp.int32)
     return Found(moments, none, jnp.zeros(b, bool), none, none, none + len(screen.passes))
 
@@ -103,6 +103,8 @@ def collect(
     threshold: Float[Array, "b"],
     wanted: Bool[Array, "b"],
     reference: PerQuery,
+    *,
+    scalars: bool,
 ) -> Found:
     """Moments of every wanted query's rows with a bound at or above its threshold.
 
@@ -115,9 +117,13 @@ def collect(
         threshold: [b].
         wanted: [b].
         reference: [b] float64, a logit the best one is not below.
+        scalars: whether the scalar moments are wanted.
     """
     b = threshold.shape[0]
     far, everything = level >= len(screen.near.levels), level == len(screen.passes) - 1
+    bounded = far  # with all coordinates of a table already
+    if screen.near.levels[-1] == screen.near.coordinates:
+        bounded = level >= len(screen.near.levels) - 1
     counts = jnp.sum(lax.population_count(bits).astype(jnp.int32), 2, dtype=jnp.int32)
     per_cell = jnp.where(wanted[:, None], counts.T, 0)
     pooled = jnp.sum(per_cell, 1, dtype=jnp.int32)
@@ -155,7 +161,7 @@ def collect(
         lambda position: _locate(bits, accumulated, position), accumulated[-1], lambda which, row: True
     )
     pooled_near = lax.cond(
-        far | (located[0] <= b),
+        bounded | (located[0] <= b),
         lambda _: located,
         lambda _: bound_again(screen.near, seen, *located),
         None,
@@ -187,7 +193,7 @@ def collect(
         pool, kept = _append(pool, kept, keep, (whose_now, row_now, logits))
         return done + jnp.int32(size), kept, pool, maximum, evaluated
 
-    total = algebra.empty(b, rows.dimension, jnp.float64, scalars=True)
+    total = algebra.empty(b, rows.dimension, jnp.float64, scalars=scalars)
     pool = none, none, jnp.full(none.shape, -jnp.inf, jnp.float64)
     start = zero, zero, pool, total.max, jnp.zeros(b, jnp.int32)
     _, kept, pool, maximum, evaluated = lax.while_loop(lambda state: state[0] < length, score, start)
@@ -205,7 +211,9 @@ def collect(
             weight[:, None] * points,
             Scalars(
                 weight * jnp.where(weight > 0, shifted, 0), weight * jnp.sum(points**2, 1), weight * weight
-            ),
+            )
+            if scalars
+            else None,
         )
         sums = jax.tree.map(lambda old, value: old.at[whose_now].add(value), total, values)
         best = best.at[whose_now].min(jnp.where((shifted == 0) & (weight > 0), row_now, last))

@@ -29,6 +29,7 @@ CASES = {
         },
         np.arange(6) % 3,
     ),
+    "screened": Case(normal(4, 96, 20), {"method": "screened"}),
 }
 
 

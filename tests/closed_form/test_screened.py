@@ -104,13 +104,6 @@ def test_nan_stays_where_it_is():
     assert np.isfinite(np.asarray(result)[[0, 2]]).all()
 
 
-def test_sharded_data_is_refused():
-    mesh = jax.make_mesh((8,), ("data",))
-    data = jax.device_put(normal(0, 64, 20), jax.NamedSharding(mesh, jax.P("data")))
-    with pytest.raises(ValueError, match="sharded over a mesh"):
-        fj.ClosedFormField(data, method="screened")
-
-
 def test_no_queries():
     assert fj.ClosedFormField(normal(0, 97, 20), method="screened")(
         np.zeros((0, 20), np.float32), 0.5

@@ -74,15 +74,43 @@ def test_number_of_collectives_does_not_grow_with_the_rows():
         field = fj.ClosedFormField(place(normal(0, n, 20)), method="screened")
         return collectives_of(lambda field, x: field(x, 0.6), field, x)
 
-    assert asked(8 * 300) == asked(16 * 1200)
+    few, many = asked(8 * 300), asked(16 * 1200)
+    assert few == many
+    # Guess, slack, costs of near and far passes, what was found; and the dense pass of what is left, twice.
+    assert 1 <= len(few) <= 24, few
 
 
-def test_what_was_built_on_one_device_and_moved_is_dense():
-    data, x = problem()
-    field = fj.ClosedFormField(data, method="screened")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    moved = jax.device_put(field, jax.NamedSharding(mesh, jax.P()))
+def test_rows_that_moved_are_not_screened_by_tables_of_another_layout():
+    data = normal(0, 248, *EVENT)  # as many padded rows on one device as on eight
+    x = on_path(data, normal(1, len(T), *EVENT), T)
+    placed = place(data)
+    one, eight = (fj.ClosedFormField(rows, method="screened") for rows in (data, placed))
+    everywhere = jax.NamedSharding(placed.sharding.mesh, jax.P())
+    assert not one.explain(x, T).dense.all()
+    assert not eight.explain(x, T).dense.all()
+    moved = jax.device_put(eight, everywhere)
     check(moved.posterior(x, T), data, x)
+    assert moved.explain(x, T).dense.all()
+    moved = jax.device_put(one, everywhere)
+    check(moved.posterior(x, T), data, x)
+
+
+def test_more_rows_than_a_shard_can_pool(monkeypatch):
+    monkeypatch.setattr("flowjax.closed_form.survivors.POOL", 64)
+    monkeypatch.setattr("flowjax.closed_form.search.POOL", 10**9)  # not known before
+    data = normal(0, 8 * 41, *EVENT)
+    t = np.float32([0.05] * 4 + [0.99] * 4)
+    x = on_path(data, normal(1, len(t), *EVENT), t)
+    explained = fj.ClosedFormField(place(data), method="screened").explain(x, t)
+    assert explained.dense[1:4].all()
+    assert not explained.dense[4:].any()
+
+
+def test_queries_of_all_devices_on_a_mesh_of_explicit_axes():
+    by_row, _ = two_axes("Explicit")
+    data, x = problem()
+    field = fj.ClosedFormField(jax.device_put(data, by_row), method="screened")
+    np.testing.assert_allclose(field(x, T), fj.ClosedFormField(data)(x, T), rtol=2e-5, atol=2e-5)
 
 
 def test_derivatives():
