@@ -22,7 +22,7 @@ def computed(monkeypatch):
     """How often directions were computed."""
     calls = []
     compute = basis._principal_directions
-    monkeypatch.setattr(basis, "_principal_directions", lambda rows: calls.append(1) or compute(rows))
+    monkeypatch.setattr(basis, "_principal_directions", lambda *given: calls.append(1) or compute(*given))
     return calls
 
 

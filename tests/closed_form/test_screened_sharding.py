@@ -99,11 +99,11 @@ def test_more_rows_than_a_shard_can_pool(monkeypatch):
     monkeypatch.setattr("flowjax.closed_form.survivors.POOL", 64)
     monkeypatch.setattr("flowjax.closed_form.search.POOL", 10**9)  # not known before
     data = normal(0, 8 * 41, *EVENT)
-    t = np.float32([0.05] * 4 + [0.99] * 4)
+    t = np.float32([0.99] * 4 + [0.05] * 4)
     x = on_path(data, normal(1, len(t), *EVENT), t)
     explained = fj.ClosedFormField(place(data), method="screened").explain(x, t)
-    assert explained.dense[1:4].all()
-    assert not explained.dense[4:].any()
+    assert not explained.dense[:4].any()
+    assert explained.dense[5:].all()  # one has room
 
 
 def test_queries_of_all_devices_on_a_mesh_of_explicit_axes():
