@@ -1,4 +1,4 @@
-"""The command line: `flowjax train | sample | evaluate | data | config | bench | plan`.
+"""The command line: `flowjax train | sample | evaluate | experiment | data | config | bench | plan`.
 
 Each subcommand is a module with `run(argv) -> int`, imported when it is called, so that `flowjax --help` needs no JAX.
 What the user got wrong is raised as ValueError, TypeError, OSError (no such file, no permission, no space left) or
@@ -16,6 +16,7 @@ _COMMANDS = {
     "train": "train a network on the exact (or empirical, or conditional) target",
     "sample": "draw samples from a trained run",
     "evaluate": "Fréchet distance, memorisation and a report for a trained run",
+    "experiment": "put a claim about flow matching to the test on data of your own",
     "data": "look at a data set, or prepare it for large training",
     "config": "print a preset's configuration as JSON",
     "bench": "time flowjax beside the machine's limits",

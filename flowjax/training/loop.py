@@ -29,13 +29,20 @@ class Stopped(Exception):
     """A signal asked the run to stop; it was saved and can be resumed."""
 
 
-def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = False) -> RunDirectory:
+def train(
+    config: TrainConfig,
+    run_dir: str | os.PathLike,
+    *,
+    resume: bool = False,
+    dataset: fj.data.Dataset | None = None,
+) -> RunDirectory:
     """Train, or continue training, into a run directory.
 
     Args:
         config: the run.
         run_dir: a new or empty directory; with `resume`, one that holds this run.
         resume: go on from the newest readable checkpoint, or from the start if there is none yet.
+        dataset: the data itself; None loads what the configuration names.
 
     Returns:
         The run directory, with `metrics.jsonl`, checkpoints and sample grids.
@@ -50,7 +57,7 @@ def train(config: TrainConfig, run_dir: str | os.PathLike, *, resume: bool = Fal
         run.read()
     else:
         run.check_free()
-    dataset = config.data.load()
+    dataset = config.data.load() if dataset is None else dataset
     mesh = fj.data.mesh()
     _check(config, dataset, mesh)
     if resume:

@@ -1,0 +1,142 @@
+"""What an experiment comes to, and the files that show it: `result.json`, figures as PNG and SVG, `report.html`."""
+
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowjax._files import replacing
+from flowjax.report import facts, figure, page
+
+Curve = dict[str, list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        name: of its files, NAME.png and NAME.svg.
+        caption: what it shows, in words.
+        draw: called with matplotlib Axes, once a file.
+        size: width and height in inches.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[Any], None]
+    size: tuple[float, float] = (6.4, 3.8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Rows of the data or samples, already saved as NAME.png in the experiment's folder."""
+
+    name: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What came of an experiment.
+
+    Attributes:
+        agrees: whether it bears out the claim; None where this data or size cannot tell.
+        sentence: what was found, with its numbers.
+        findings: the numbers by name; nested mappings are allowed.
+        curves: {"t": [...], "value": [...]} by name, perhaps with "low" and "high".
+        figures: plots and pictures in the order of the page.
+        notes: what was cut, and what a reader should know.
+    """
+
+    agrees: bool | None
+    sentence: str
+    findings: Mapping[str, Any]
+    curves: Mapping[str, Curve]
+    figures: Sequence[Figure | Picture]
+    notes: Sequence[str] = ()
+
+
+def curve(t: Any, value: Any, **bands: Any) -> Curve:
+    """Plain numbers of a curve, six digits each; what is not finite is None."""
+    return {name: _plain(part) for name, part in {"t": t, "value": value, **bands}.items()}
+
+
+def _plain(values: Any) -> list[Any]:
+    return [float(f"{v:.6g}") if math.isfinite(v) else None for v in np.asarray(values, np.float64).tolist()]
+
+
+def write(out: Path, facts_of_run: dict[str, Any], claim: str, finding: Finding) -> dict[str, Any]:
+    """Figures, page and at last `result.json`, whose presence says that the run is complete.
+
+    Returns:
+        What `result.json` holds.
+    """
+    for each in finding.figures:
+        if isinstance(each, Figure):
+            _save(out, each)
+    result = {
+        **facts_of_run,
+        "claim": claim,
+        "agrees": finding.agrees,
+        "sentence": finding.sentence,
+        "notes": list(finding.notes),
+        "findings": finding.findings,
+        "curves": finding.curves,
+    }
+    with replacing(out / "report.html") as part:
+        part.write_text(_page(out, result, finding), encoding="utf-8")
+    with replacing(out / "result.json") as part:
+        part.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return result
+
+
+def _save(out: Path, each: Figure) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=each.size, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    each.draw(axes)
+    axes.grid(visible=True, linewidth=0.6, color="#d5d9de")
+    for kind in ("png", "svg"):
+        with replacing(out / f"{each.name}.{kind}") as part:
+            canvas.savefig(part, format=kind, dpi=150)
+
+
+def _page(out: Path, result: dict[str, Any], finding: Finding) -> str:
+    verdict = {True: "agrees with the claim", False: "does not agree with the claim", None: "cannot tell"}
+    title = f"flowjax · {result['experiment']} on {result['data']}"
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="lead"><b>Claim.</b> {html.escape(result["claim"])}</p>',
+        f'<p class="lead"><b>Found ({verdict[finding.agrees]}).</b> {html.escape(finding.sentence)}</p>',
+    ]
+    for each in finding.figures:
+        caption = f"<figcaption>{html.escape(each.caption)}</figcaption>"
+        if isinstance(each, Figure):
+            drawn = figure(each.draw, each.caption, size=each.size)
+        else:
+            drawn = f'<img class="pixels" src="{_inline(out / f"{each.name}.png")}" alt="{html.escape(each.caption)}">'
+        parts.append(f"<figure>{drawn}{caption}</figure>")
+    parts += [f'<p class="soft">{html.escape(note)}</p>' for note in finding.notes]
+    flat = {name: value for name, value in finding.findings.items() if not isinstance(value, Mapping)}
+    for name, value in finding.findings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}, {key}": inner for key, inner in value.items()}
+    parts.append(facts("Numbers", flat))
+    about = {name: result[name] for name in ("data", "preset", "seconds")} | result["settings"]
+    parts += [facts("This run", about), facts("Versions", result["versions"])]
+    return page(title, parts)
+
+
+def _inline(file: Path) -> str:
+    import base64
+
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()

@@ -1,0 +1,94 @@
+"""Networks that an experiment trains: in run directories of its own, so that they too go on where they stopped."""
+
+import dataclasses
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from flowjax.data import Dataset
+from flowjax.models import UNetConfig
+from flowjax.training.config import OptimizerConfig, TargetConfig, TrainConfig
+from flowjax.training.loop import train
+from flowjax.training.run_dir import RunDirectory
+from flowjax.training.samples import load_network
+
+from ._workspace import Workspace
+
+
+class Network(NamedTuple):
+    """A trained network: the velocity function of its averaged parameters, its configuration and its run."""
+
+    velocity: Any
+    config: TrainConfig
+    run: RunDirectory
+
+
+def configured(
+    dataset: Dataset,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    channels: int = 32,
+    learning_rate: float = 1e-3,
+    target: TargetConfig | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> TrainConfig:
+    """A run for pictures of any side by a U-Net of a size that two cores train.
+
+    Args:
+        dataset: [n, height, width, channels].
+        channels: of the U-Net's first level; two levels, attention from 14×14 on down.
+        options: further fields of `TrainConfig`.
+    """
+    height, width, _ = dataset.event_shape
+    model = UNetConfig(
+        event_shape=(height, width, dataset.event_shape[2]),
+        channels=channels,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(min(height, width) // 2,),
+        dropout=0.0,
+    )
+    optimizer = OptimizerConfig(
+        learning_rate=learning_rate, schedule="cosine", warmup_steps=min(100, steps // 10), ema_decay=0.999
+    )
+    few: dict[str, Any] = {"sample_every": steps, "checkpoint_every": max(1, steps // 4), "num_samples": 64}
+    return TrainConfig(
+        model=model,
+        optimizer=optimizer,
+        target=target or TargetConfig(name="conditional"),
+        steps=steps,
+        batch_size=min(batch_size, max(1, dataset.num_points)),
+        seed=seed,
+        **few | options,
+    )
+
+
+def trained(work: Workspace, name: str, config: TrainConfig, dataset: Dataset) -> Network:
+    """Train `runs/NAME` in the experiment's folder to its last step, or go on with it, or read what is there.
+
+    The data set is the one given, whatever the configuration names.
+    """
+    path = work.out / "runs" / name
+    file = path / "checkpoints" / str(config.steps)
+    if not file.is_dir():
+        print(f"training {name}, {config.steps} steps", flush=True)
+        begin = time.perf_counter()
+        path.parent.mkdir(exist_ok=True)
+        train(config, path, resume=(path / "config.json").is_file(), dataset=dataset)
+        work.spent(f"training-{name}", time.perf_counter() - begin)
+    run = RunDirectory(path)
+    config, graphdef, params, _ = load_network(run)
+    return Network(nnx.merge(graphdef, params), config, run)
+
+
+def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
+    """So many of the rows, drawn once; the first of a larger subset are those of a smaller one."""
+    order = np.random.default_rng(seed).permutation(dataset.num_points)[:count]
+    labels = None if dataset.labels is None else dataset.labels[order]
+    return dataclasses.replace(
+        dataset, name=f"{dataset.name}-{count}", images=dataset.images[order], labels=labels
+    )
