@@ -11,7 +11,7 @@ from pathlib import Path
 from . import harness
 
 README = Path(__file__).parents[1] / "README.md"
-TABLES = ("dense", "screened", "training", "accuracy", "certificate")
+TABLES = ("dense", "screened", "training", "accuracy", "certificate", "plan")
 
 
 def fill(text: str) -> str:

@@ -26,6 +26,7 @@ benchmarks:
   sampling   does the exact field end in the data, in how many evaluations; measured orders of the solvers
   imports    seconds to import flowjax beside jax and flax
   pallas     the TPU kernel beside XLA, by the TPU compiler alone
+  plan       the field on TPU slices, by the TPU compiler alone
 
 examples:
   flowjax bench dense
@@ -52,6 +53,7 @@ class Bench:
             "sampling",
             "imports",
             "pallas",
+            "plan",
         ]
         | None,
         tyro.conf.Positional,
