@@ -35,7 +35,7 @@ def check(found, data, x, **options):
     np.testing.assert_allclose(found.effective_sample_size, truth.effective_sample_size, rtol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", pytest.param("Explicit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("hinted", [False, True])
 def test_sharded_screening_against_the_oracle(kind, hinted):
     data, x = problem()
@@ -58,6 +58,7 @@ def test_weights_labels_and_flips():
     check(field.posterior(x, T, asked), data, x, query_labels=asked, **options)
 
 
+@pytest.mark.slow
 def test_rows_and_queries_over_two_axes():
     by_row, by_query = two_axes()
     data, x = problem()
@@ -67,6 +68,7 @@ def test_rows_and_queries_over_two_axes():
     np.testing.assert_allclose(odd, field(x, T)[:5], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_number_of_collectives_does_not_grow_with_the_rows():
     x = normal(1, 8, 20)
 
@@ -80,6 +82,7 @@ def test_number_of_collectives_does_not_grow_with_the_rows():
     assert 1 <= len(few) <= 24, few
 
 
+@pytest.mark.slow
 def test_rows_that_moved_are_not_screened_by_tables_of_another_layout():
     data = normal(0, 248, *EVENT)  # as many padded rows on one device as on eight
     x = on_path(data, normal(1, len(T), *EVENT), T)
@@ -106,6 +109,7 @@ def test_more_rows_than_a_shard_can_pool(monkeypatch):
     assert explained.dense[5:].all()  # one has room
 
 
+@pytest.mark.slow
 def test_queries_of_all_devices_on_a_mesh_of_explicit_axes():
     by_row, _ = two_axes("Explicit")
     data, x = problem()
@@ -113,6 +117,7 @@ def test_queries_of_all_devices_on_a_mesh_of_explicit_axes():
     np.testing.assert_allclose(field(x, T), fj.ClosedFormField(data)(x, T), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_derivatives():
     data, x = problem()
     fields = (fj.ClosedFormField(rows, method="screened") for rows in (data, place(data)))

@@ -80,6 +80,7 @@ def test_only_rows_that_may_matter_are_read(problem, monkeypatch):
     assert sum(counts) >= N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [1, 10, 40])
 def test_many_queries_of_which_some_are_dense(problem, monkeypatch, early):
     """Passes over the file of 70, 17 or 4 queries."""
@@ -125,6 +126,7 @@ def test_a_file_that_changes(problem):
             evaluate(x, T)
 
 
+@pytest.mark.slow
 def test_tables_are_small(tmp_path):
     file = tmp_path / "pictures.npy"
     data = np.random.default_rng(0).integers(0, 256, (2048, 32, 32, 3)).astype(np.uint8)
