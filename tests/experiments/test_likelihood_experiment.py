@@ -103,6 +103,13 @@ def test_normal_density():
     np.testing.assert_allclose(likelihood.normal_density(train, rows, 0.4), expected)
 
 
+def test_passes():
+    times, values = np.array([0.0, 0.2, 0.4, 0.6]), np.array([0.0, 1.0, 0.5, 2.5])
+    assert likelihood._passes(times, values, 1.5) == pytest.approx(0.5)
+    assert likelihood._passes(times, values, 0.75) == pytest.approx(0.425)
+    assert np.isnan(likelihood._passes(times, values, 3))
+
+
 def test_verdict():
     field, error = np.array([0.1, 3.0, 40.0]), np.array([0.02, 0.02, 0.02])
     near, far = np.array([0.0, 0.02, 0.01]), np.array([0.1, 2.0, 0.3])
