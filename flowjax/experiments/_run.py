@@ -14,6 +14,7 @@ from ._workspace import Workspace, settings_of
 
 EXPERIMENTS = {
     "collapse": "when the stochastic target becomes the exact one",
+    "targets": "what better estimates of the closed form are worth as a target, up to the exact one",
 }
 """Every experiment and what it asks."""
 
