@@ -1,6 +1,7 @@
 """`flowjax experiment NAME`: one of the paper's experiments, or of those it did not run, on data of your own."""
 
 import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,16 @@ def run(argv: list[str]) -> int:
         )
     module = experiments.module(name)
     options, settings = _parse(name, module, rest)
-    result = experiments.run(name, options.data, preset=options.preset, settings=settings, out=options.out)
+
+    from flowjax.training.loop import Stopped
+
+    try:
+        result = experiments.run(
+            name, options.data, preset=options.preset, settings=settings, out=options.out
+        )
+    except Stopped:
+        print("stopped by a signal, and saved; the same command goes on from here", file=sys.stderr)
+        return 0
     verdict = {True: "agrees", False: "does not agree", None: "cannot tell on this data"}[result["agrees"]]
     print(f"claim:  {result['claim']}")
     print(f"found:  {result['sentence']}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowjax._files import replacing
-from flowjax.report import facts, figure, page
+from flowjax.report import facts, figure, grid, page
 
 Curve = dict[str, list[float]]
 
@@ -42,6 +42,15 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+    """Plain text in rows under a header; the first column names the rows."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Finding:
     """What came of an experiment.
 
@@ -50,7 +59,7 @@ class Finding:
         sentence: what was found, with its numbers.
         findings: the numbers by name; nested mappings are allowed.
         curves: {"t": [...], "value": [...]} by name, perhaps with "low" and "high".
-        figures: plots and pictures in the order of the page.
+        figures: plots, pictures and tables in the order of the page.
         notes: what was cut, and what a reader should know.
     """
 
@@ -58,7 +67,7 @@ class Finding:
     sentence: str
     findings: Mapping[str, Any]
     curves: Mapping[str, Curve]
-    figures: Sequence[Figure | Picture]
+    figures: Sequence[Figure | Picture | Table]
     notes: Sequence[str] = ()
 
 
@@ -122,6 +131,8 @@ def _page(out: Path, result: dict[str, Any], finding: Finding) -> str:
         caption = f"<figcaption>{html.escape(each.caption)}</figcaption>"
         if isinstance(each, Figure):
             drawn = figure(each.draw, each.caption, size=each.size)
+        elif isinstance(each, Table):
+            drawn = grid(each.header, each.rows)
         else:
             drawn = f'<img class="pixels" src="{_inline(out / f"{each.name}.png")}" alt="{html.escape(each.caption)}">'
         parts.append(f"<figure>{drawn}{caption}</figure>")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,10 +68,17 @@ def configured(
     )
 
 
-def trained(work: Workspace, name: str, config: TrainConfig, dataset: Dataset) -> Network:
+def trained(
+    work: Workspace,
+    name: str,
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    measure: Callable[[np.ndarray], dict[str, float]] | None = None,
+) -> Network:
     """Train `runs/NAME` in the experiment's folder to its last step, or go on with it, or read what is there.
 
-    The data set is the one given, whatever the configuration names.
+    The data set is the one given, whatever the configuration names; `measure` is for `flowjax.training.train`.
     """
     path = work.out / "runs" / name
     file = path / "checkpoints" / str(config.steps)
@@ -78,7 +86,7 @@ def trained(work: Workspace, name: str, config: TrainConfig, dataset: Dataset) -
         print(f"training {name}, {config.steps} steps", flush=True)
         begin = time.perf_counter()
         path.parent.mkdir(exist_ok=True)
-        train(config, path, resume=(path / "config.json").is_file(), dataset=dataset)
+        train(config, path, resume=(path / "config.json").is_file(), dataset=dataset, measure=measure)
         work.spent(f"training-{name}", time.perf_counter() - begin)
     run = RunDirectory(path)
     config, graphdef, params, _ = load_network(run)

@@ -1,5 +1,6 @@
-"""What a velocity network regresses on: three targets with one expectation and falling variance."""
+"""What a velocity network regresses on: three targets with one expectation and falling variance; and couplings."""
 
+from . import couplings as couplings
 from ._targets import (
     ClosedFormTarget as ClosedFormTarget,
 )

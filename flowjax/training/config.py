@@ -50,12 +50,15 @@ class TargetConfig:
         num_samples: points of the empirical target.
         path: linear, trigonometric or variance-preserving.
         method: of the field behind closed-form: auto, dense or screened (see ClosedFormField).
+        coupling: which noise goes with which row of a batch: independent, or optimal-transport (OT-CFM, for the
+            conditional target only; needs ott-jax).
     """
 
     name: Annotated[TargetName, tyro.conf.arg(aliases=("--target",))] = "closed-form"
     num_samples: int = 1000
     path: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
     method: Literal["auto", "dense", "screened"] = "auto"
+    coupling: Literal["independent", "optimal-transport"] = "independent"
 
     def build_path(self) -> paths.Path:
         return _PATHS[self.path]()
@@ -153,6 +156,11 @@ class TrainConfig:
             )
         if self.target.num_samples < 1:
             raise ValueError(f"target.num_samples must be at least 1, got {self.target.num_samples}")
+        if self.target.coupling != "independent" and self.target.name != "conditional":
+            raise ValueError(
+                f"the {self.target.name} target is the closed form for independent pairs; with "
+                f"--target.coupling {self.target.coupling} take --target conditional"
+            )
         if self.data.class_conditional and self.model.num_classes is None:
             raise ValueError("class_conditional needs a model with num_classes; set --model.num-classes")
         if not self.data.class_conditional and self.model.num_classes is not None:

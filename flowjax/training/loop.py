@@ -9,9 +9,11 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 import flowjax as fj
 
@@ -35,6 +37,7 @@ def train(
     *,
     resume: bool = False,
     dataset: fj.data.Dataset | None = None,
+    measure: Callable[[np.ndarray], dict[str, float]] | None = None,
 ) -> RunDirectory:
     """Train, or continue training, into a run directory.
 
@@ -43,6 +46,7 @@ def train(
         run_dir: a new or empty directory; with `resume`, one that holds this run.
         resume: go on from the newest readable checkpoint, or from the start if there is none yet.
         dataset: the data itself; None loads what the configuration names.
+        measure: further numbers of samples [num_samples, *event], for metrics.jsonl beside their Fréchet distance.
 
     Returns:
         The run directory, with `metrics.jsonl`, checkpoints and sample grids.
@@ -97,7 +101,9 @@ def train(
                 if sampling:
                     # Read first: nothing is drawn from, or saved of, a state that is not finite.
                     values = _read(step, metrics, checkpoints)
-                    values |= _sample(run, config, parts.graphdef, state, score, labels, step, progress.say)
+                    values |= _sample(
+                        run, config, parts.graphdef, state, score, labels, step, progress.say, measure
+                    )
                     _log(run, config, progress, step, values, always=True)
                     pending = None
                 received = signals.received  # once: what is saved and what is said must agree
@@ -127,6 +133,8 @@ def _check(config: TrainConfig, dataset, mesh) -> None:
             f"batch_size={config.batch_size} cannot be split over {mesh.size} devices × "
             f"accumulate={config.optimizer.accumulate}; choose a multiple of {mesh.size * config.optimizer.accumulate}"
         )
+    if config.target.coupling == "optimal-transport":
+        fj.targets.couplings.check_available()
     num_points = dataset.num_points * (2 if config.data.horizontal_flip else 1)
     if config.target.name == "empirical" and config.target.num_samples > num_points:
         raise ValueError(
@@ -170,7 +178,7 @@ def _log(run, config, progress, step: int, values: dict[str, Any], *, always: bo
 
 
 def _sample(
-    run, config, graphdef, state: TrainState, score: FrechetScore, labels, step: int, say
+    run, config, graphdef, state: TrainState, score: FrechetScore, labels, step: int, say, measure
 ) -> dict[str, float | None]:
     """Samples of the averaged network: a grid of the first ones and their Fréchet distance.
 
@@ -185,7 +193,7 @@ def _sample(
         say(f"no samples of step {step}: {error}")
         return {"frechet_distance": None}
     save_grid(samples[:GRID], run.samples / f"step-{step:06d}.png")
-    return {"frechet_distance": score(samples)}
+    return {"frechet_distance": score(samples), **({} if measure is None else measure(samples))}
 
 
 class _Signals(contextlib.AbstractContextManager):

@@ -1,5 +1,6 @@
 """One optimizer step, a pure function of the state, a batch and the target."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import optax
 from flax import nnx
 
 from flowjax.closed_form import to_float
-from flowjax.targets import Target
+from flowjax.targets import Target, couplings
 
 from .config import TrainConfig
 from .state import TrainState, learning_rate, make_optimizer
@@ -27,7 +28,17 @@ def make_step(config: TrainConfig, graphdef: nnx.GraphDef) -> Step:
     `batch` has image [b, *event], index [b] and, for class-conditional training, label [b]. `target` and `rows`
     (the data set, or None for targets without need of it) are arguments, so the data is never a constant.
     Metrics: loss, grad_norm, learning_rate, and whether loss, gradient and new parameters are all finite; scalars.
+
+    Runs that differ in their seed, or in what they write when, get one function and so compile it once a process.
     """
+    alike = dataclasses.replace(
+        config, seed=0, log_every=1, sample_every=1, checkpoint_every=1, num_samples=2
+    )
+    return _make_step(alike, graphdef)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_step(config: TrainConfig, graphdef: nnx.GraphDef) -> Step:
     optimizer = make_optimizer(config)
     schedule = learning_rate(config)
 
@@ -76,6 +87,8 @@ def draw(config: TrainConfig, key: jax.Array, batch: Batch, rows: jax.Array | No
     example = {"x0": jax.random.normal(noise_key, x1.shape), "x1": x1, "t": t, "index": index}
     if config.data.class_conditional:
         example["labels"] = batch["label"]
+    if config.target.coupling == "optimal-transport":
+        example["x0"] = couplings.optimal_transport(example["x0"], x1, example.get("labels"))
     return example
 
 

@@ -260,6 +260,19 @@ def test_eight_devices_take_the_same_step_as_one(batch_and_target):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-6), params, sharded)
 
 
+def test_seeds_share_a_compiled_step():
+    functions = {
+        seed: step.make_step(config, state.create(config)[0])
+        for seed, config in {
+            0: tiny(),
+            1: tiny(seed=1, sample_every=3, num_samples=8),
+            2: tiny(batch_size=8, optimizer=training.OptimizerConfig(learning_rate=1e-2)),
+        }.items()
+    }
+    assert functions[0] is functions[1]
+    assert functions[0] is not functions[2]
+
+
 def compiled_step(config, batch, target, devices=8):
     mesh = fj.data.mesh(jax.devices()[:devices])
     graphdef, start = state.create(config)
