@@ -14,6 +14,8 @@ from ._workspace import Workspace, settings_of
 
 EXPERIMENTS = {
     "collapse": "when the stochastic target becomes the exact one",
+    "approximation": "where a network fails to learn the exact field",
+    "hybrid": "at which time of the trajectory new samples come about",
 }
 """Every experiment and what it asks."""
 
