@@ -137,25 +137,33 @@ def test_failures():
     assert (late["early"], late["early_at"], late["between"]) == (0.3, 0.5, 0.3)
 
 
-def test_verdict():
-    def judged(curves, memorised):
-        return approximation.verdict(
-            TIMES, dict(zip((10, 100), curves, strict=True)), dict(zip((10, 100), memorised, strict=True))
-        )
+def judged(curves, memorised, dimension=64):
+    by_size = (dict(zip((10, 100), values, strict=True)) for values in (curves, memorised))
+    return approximation.verdict(TIMES, *by_size, dimension)
 
-    assert all(judged((FOLLOWS, FAILS), (1.0, 0.1)).values())
+
+def test_verdict():
+    found = judged((FOLLOWS, FAILS), (1.0, 0.1))
+    assert all(found.values())
+    assert (found["early_growth"], found["late_growth"]) == (pytest.approx(10), pytest.approx(3))
     wrong = judged((FAILS, FOLLOWS), (0.6, 0.5))
     assert wrong["agrees"] is False
     assert wrong["fails_early"]
     assert not wrong["failure_grows"]
     assert not wrong["only_small_are_memorised"]
-    # early and late failure run into each other: told apart by how much they grow
-    merged = judged((FOLLOWS, np.asarray([0.02, 0.1, 0.2, 0.3, 0.4])), (1.0, 0.1))
-    assert merged["agrees"]
-    assert not merged["early_is_a_peak"]
-    assert not judged((FOLLOWS, 3 * FOLLOWS + 0.1 * TIMES), (1.0, 0.1))["fails_early"]
     assert judged((FOLLOWS, FAILS), (0.4, 0.1))["agrees"] is None
     assert judged((FOLLOWS + 0.3, FAILS), (0.9, 0.1))["agrees"] is None
+
+
+def test_verdict_where_the_failures_run_into_each_other():
+    """Told apart by how much they grow with the rows, and that in few dimensions only."""
+    merged = np.asarray([0.02, 0.1, 0.2, 0.3, 0.4])
+    found = judged((FOLLOWS, merged), (1.0, 0.1))
+    assert found["agrees"]
+    assert not found["early_is_a_peak"]
+    assert judged((FOLLOWS, merged), (1.0, 0.1), dimension=3072)["agrees"] is False
+    assert judged((FOLLOWS, FAILS), (1.0, 0.1), dimension=3072)["agrees"]
+    assert not judged((FOLLOWS, 3 * FOLLOWS + 0.1 * TIMES), (1.0, 0.1))["fails_early"]
 
 
 def test_bad_input(tmp_path):
