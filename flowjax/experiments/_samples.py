@@ -175,6 +175,12 @@ def features_of(dataset: Dataset, pretrained: bool) -> Any:
     return module.for_dataset(dataset) if pretrained else module.default_features(dataset)
 
 
+def check_features(dataset: Dataset, pretrained: bool) -> None:
+    """Raises RuntimeError, before anything is trained, where a pretrained network is asked for and not installed."""
+    if pretrained and dataset.images.ndim == 4 and dataset.event_shape[2] == 3:
+        features_of(dataset, pretrained)
+
+
 def frechet(features: Any, samples: np.ndarray, reference: np.ndarray) -> float:
     """Fréchet distance of pictures [m, *event] to others."""
     return float(fj.metrics.frechet_distance(features.features(samples), features.features(reference)))

@@ -124,7 +124,7 @@ PRESETS = {
 
 
 def check(dataset: Dataset, settings: Settings) -> None:
-    """Raises ValueError for data or sizes that show nothing."""
+    """Raises ValueError for data or sizes that show nothing, RuntimeError for a feature network that is missing."""
     sizes = settings.sizes
     if len(sizes) < 2 or min(sizes) < 2 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise ValueError(f"approximation needs two increasing sizes or more, of 2 rows at least, got {sizes}")
@@ -139,6 +139,7 @@ def check(dataset: Dataset, settings: Settings) -> None:
         )
     _samples.check_network("approximation", dataset, settings.network)
     _samples.check_rows("approximation", dataset, sizes[-1], settings.num_held_out, "--sizes")
+    _samples.check_features(dataset, settings.pretrained_features)
 
 
 def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:

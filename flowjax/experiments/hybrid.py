@@ -105,7 +105,7 @@ PRESETS = {
 
 
 def check(dataset: Dataset, settings: Settings) -> None:
-    """Raises ValueError for data or sizes that show nothing."""
+    """Raises ValueError for data or sizes that show nothing, RuntimeError for a feature network that is missing."""
     taus = settings.taus
     if len(taus) < 3 or taus[0] != 0 or taus[-1] != 1 or any(a >= b for a, b in itertools.pairwise(taus)):
         raise ValueError(f"hybrid needs three increasing taus or more, from 0 to 1, got {taus}")
@@ -120,6 +120,7 @@ def check(dataset: Dataset, settings: Settings) -> None:
         raise ValueError(f"hybrid needs 3 rows at least, a nearest and others to compare with, got {count}")
     option = "--num-held-out" if settings.num_rows is None else "--num-rows"
     _samples.check_rows("hybrid", dataset, count, settings.num_held_out, option)
+    _samples.check_features(dataset, settings.pretrained_features)
 
 
 def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:

@@ -188,6 +188,22 @@ def test_bad_input(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["approximation", "hybrid"])
+def test_a_missing_feature_network_is_told_before_training(tmp_path, monkeypatch, name):
+    def missing():
+        raise RuntimeError("not installed")
+
+    monkeypatch.setattr(fj.metrics.features, "EfficientNetLite0", missing)
+    dataset = fj.data.Dataset("colours", np.zeros((20, 16, 16, 3), np.uint8))
+    module = fj.experiments.module(name)
+    changes = {"num_held_out": 5, "pretrained_features": True}
+    changes |= {"sizes": (2, 10)} if name == "approximation" else {"num_rows": 10}
+    settings = dataclasses.replace(module.PRESETS["quick"], **changes)
+    with pytest.raises(RuntimeError, match="not installed"):
+        fj.experiments.run(name, dataset, settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run(tmp_path, monkeypatch):
     """On points in the plane; the hybrid's run is on pictures."""
     out, points = tmp_path / "run", fj.data.load("two-moons", num_points=40)

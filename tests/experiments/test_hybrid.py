@@ -16,7 +16,6 @@ SMALL = hybrid.Settings(
     steps=2,
     batch_size=8,
     network="mlp",
-    largest_side=4,
     num_samples=8,
     num_columns=3,
     num_held_out=8,
@@ -105,6 +104,9 @@ def test_bad_input(tmp_path):
 
 
 def test_a_run(tmp_path, monkeypatch):
+    """On pixels as they are stored, with test rows."""
+    pixels = np.round((digits().images + 1) * 127.5).astype(np.uint8)
+    dataset = fj.data.Dataset("pixels", pixels[:20], test_images=pixels[20:])
     out = tmp_path / "run"
     whole, taus = hybrid._at, []
 
@@ -116,19 +118,20 @@ def test_a_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hybrid, "_at", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fj.experiments.run("hybrid", digits(), preset="quick", settings=SMALL, out=out)
-    result = fj.experiments.run("hybrid", digits(), preset="quick", settings=SMALL, out=out)
+        fj.experiments.run("hybrid", dataset, preset="quick", settings=SMALL, out=out)
+    result = fj.experiments.run("hybrid", dataset, preset="quick", settings=SMALL, out=out)
     assert taus == [0.0, 0.5, 0.5, 1.0]
     found = result["findings"]
     assert found["num_points"] == 12
-    assert found["dimension"] == 16
+    assert found["dimension"] == 64
+    assert found["held_out"] == "the data set's own test rows"
     assert found["same_row_as_closed_form"]["1"] == 1
     assert found["memorised_1/3"]["1"] == 1
     assert found["cosine_with_closed_form"]["1"] == pytest.approx(1)
     assert found["nearest_distance_median"]["1"] < 1e-3 < found["nearest_distance_median"]["0"]
     # a network that has learned nothing leaves the noise as it is
     assert result["agrees"] is None
-    noise = _samples.prior((4, 4, 1), 8, 0)
+    noise = _samples.prior((8, 8, 1), 8, 0)
     with np.load(out / "parts" / "tau-0.npz") as part:
         np.testing.assert_allclose(part["samples"], noise, atol=0.2)
     page = (out / "report.html").read_text()
