@@ -69,9 +69,7 @@ def rows_of(dataset: Dataset, count: int, held_out: int, seed: int) -> Rows:
         order = np.random.default_rng(seed).permutation(len(dataset.test_images))[:held_out]
         return Rows(subset(plain, count, seed), dataset.test_images[order], "the data set's own test rows")
     both = subset(plain, count + held_out, seed).images
-    return Rows(
-        subset(plain, count, seed), both[count:], f"{held_out} of its rows that no network was trained on"
-    )
+    return Rows(subset(plain, count, seed), both[count:], "the rows that no network was trained on")
 
 
 def first(rows: Dataset, count: int) -> Dataset:

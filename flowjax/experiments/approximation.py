@@ -338,7 +338,7 @@ def _found(dataset, small, rows, settings, times, measured, drawn) -> Finding:
 
 
 def _notes(dataset, small, rows, settings, agrees):
-    yield f"Held out: {rows.words}, {len(rows.held_out)} of them."
+    yield f"Held out: {len(rows.held_out)} of {rows.words}."
     if settings.sizes[-1] < 10_000:
         yield f"Cut: subsets of up to {settings.sizes[-1]} rows; the paper goes to 10 000."
     if small is not dataset:

@@ -324,7 +324,7 @@ def _cosine(samples: np.ndarray, others: np.ndarray, mean: np.ndarray) -> float:
 
 
 def _notes(dataset, small, rows, settings, judged):
-    yield f"Held out: {rows.words}, {len(rows.held_out)} of them."
+    yield f"Held out: {len(rows.held_out)} of {rows.words}."
     if small is not dataset:
         yield f"Cut: pictures are averaged to {small.event_shape[0]}×{small.event_shape[1]}."
     words = _samples.network_words(settings.network, settings.channels, settings.steps, settings.batch_size)
