@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from flowjax.data import Dataset
-from flowjax.models import UNetConfig
+from flowjax.models import MLPConfig, UNetConfig
 from flowjax.training.config import OptimizerConfig, TargetConfig, TrainConfig
 from flowjax.training.loop import train
 from flowjax.training.run_dir import RunDirectory
@@ -34,25 +34,28 @@ def configured(
     channels: int = 32,
     learning_rate: float = 1e-3,
     target: TargetConfig | None = None,
+    model: MLPConfig | UNetConfig | None = None,
     seed: int = 0,
     **options: Any,
 ) -> TrainConfig:
-    """A run for pictures of any side by a U-Net of a size that two cores train.
+    """A run for pictures of any side by a U-Net of a size that two cores train, or by another network.
 
     Args:
-        dataset: [n, height, width, channels].
+        dataset: [n, height, width, channels]; with a `model` whatever that takes.
         channels: of the U-Net's first level; two levels, attention from 14×14 on down.
+        model: another network.
         options: further fields of `TrainConfig`.
     """
-    height, width, _ = dataset.event_shape
-    model = UNetConfig(
-        event_shape=(height, width, dataset.event_shape[2]),
-        channels=channels,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(min(height, width) // 2,),
-        dropout=0.0,
-    )
+    if model is None:
+        height, width, _ = dataset.event_shape
+        model = UNetConfig(
+            event_shape=(height, width, dataset.event_shape[2]),
+            channels=channels,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(min(height, width) // 2,),
+            dropout=0.0,
+        )
     optimizer = OptimizerConfig(
         learning_rate=learning_rate, schedule="cosine", warmup_steps=min(100, steps // 10), ema_decay=0.999
     )

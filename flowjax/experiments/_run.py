@@ -14,6 +14,8 @@ from ._workspace import Workspace, settings_of
 
 EXPERIMENTS = {
     "collapse": "when the stochastic target becomes the exact one",
+    "approximation": "where a network fails to learn the exact field",
+    "hybrid": "at which time of the trajectory new samples come about",
     "targets": "what better estimates of the closed form are worth as a target, up to the exact one",
     "variance": "how much of the gradient's noise the exact target takes away, and which batch is useful",
     "likelihood": "how far training rows are likelier than held-out ones, for the closed form and a network",
