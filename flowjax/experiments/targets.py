@@ -17,12 +17,12 @@ It agrees if neither the exact nor an empirical target ends more than two standa
 seeds) above CFM, and a step on the exact target takes less than 10 % longer. Fewer than three seeds or 500 steps
 cannot tell.
 
-Cost: `quick` about a minute on two cores, most of it compilation; estimated from single steps and samplings, not run:
-`cpu` 45 minutes for digits (18 trainings of 1000 steps; Fashion-MNIST, at 14×14, three times that, so take fewer
---steps); `gpu` 25 minutes on an H100 at 60 TFLOP/s (five epochs of Fashion-MNIST by 6.5 M parameters, .9 TFLOP a step);
-`paper` (25.8 M parameters, 3.4 TFLOP a step, 200 epochs) a day and a half there. The exact target of Fashion-MNIST is
-.02 TFLOP a step. `flowjax plan --data 60000,32,32,1 --batch 128` has a TPU's compiler estimate the paper's step on
-pictures padded to 32×32.
+Cost: `quick` (without OT-CFM) a minute or two on two cores, nearly all of it compilation. The others are estimated from
+single steps and samplings, and were not run: `cpu` 45 minutes for digits (18 trainings of 1000 steps; Fashion-MNIST, at
+14×14, three times that, so take fewer --steps); `gpu` 20 to 25 minutes on an H100 at 60 TFLOP/s (five epochs of
+Fashion-MNIST by 6.5 M parameters, .9 TFLOP a step); `paper` (25.8 M parameters, 3.4 TFLOP a step, 200 epochs) a day and
+a half there. The exact target of Fashion-MNIST is .02 TFLOP a step. `flowjax plan --data 60000,32,32,1 --batch 128` has
+a TPU's compiler estimate the paper's step on pictures padded to 32×32.
 Expect: a step on the exact target of digits 2 to 4 % longer (a smaller network makes it more), no memorised samples at
 ratio 1/3, better targets ahead in the first epochs. They need not stay ahead: an MLP too weak for digits (distance 28,
 real rows at 7) was after 500 steps three standard errors worse on EFM and the exact target than on CFM. In the paper,
@@ -102,7 +102,14 @@ class Settings:
 _FASHION: dict[str, Any] = {"batch_size": 128, "largest_side": 32, "network": "paper", "timed_rounds": 100}
 PRESETS = {
     "quick": Settings(
-        empirical=(128,), seeds=1, steps=20, evaluations=2, num_samples=64, channels=8, timed_rounds=5
+        empirical=(128,),
+        coupled=False,
+        seeds=1,
+        steps=20,
+        evaluations=2,
+        num_samples=64,
+        channels=8,
+        timed_rounds=5,
     ),
     "cpu": Settings(),
     "gpu": Settings(steps=2345, evaluations=5, channels=64, **_FASHION),

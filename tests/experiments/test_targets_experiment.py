@@ -16,6 +16,7 @@ from flowjax.training import RunDirectory, loop
 TINY = dataclasses.replace(
     targets.PRESETS["quick"],
     empirical=(7,),
+    coupled=True,
     steps=4,
     num_samples=16,
     batch_size=8,
@@ -183,7 +184,7 @@ def test_bad_data(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ott" else find(name))
     with pytest.raises(RuntimeError, match="needs ott-jax"):
-        fj.experiments.run("targets", "digits", preset="quick", out=tmp_path / "run")
+        fj.experiments.run("targets", digits(), preset="quick", settings=TINY, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
