@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _NAMESPACES = (
     "closed_form",
     "data",
+    "experiments",
     "metrics",
     "models",
     "paths",
