@@ -15,6 +15,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from . import closed_form as closed_form
     from . import data as data
+    from . import experiments as experiments
     from . import metrics as metrics
     from . import models as models
     from . import paths as paths
