@@ -2,8 +2,9 @@
 
 Speed: CIFAR-10's shape in uint8 (n = 50 000, d = 3072, b = 128 queries, t = 0.5), dense in memory and streamed from a
 `.npy` file that the operating system has in its cache, beside the time to read the file alone. Screening: pictures of
-that shape with the spectrum of natural ones, in the file as float32, on the path at several times; streamed and
-screened, of which the second holds small tables and reads only the rows that may matter. Memory: the growth of
+that shape with the spectrum of natural ones (float32; harder to tell apart than real ones, which --data SOURCE names),
+on the path at several times; streamed and screened, of which the second holds small tables and reads only the rows that
+may matter. Memory: the growth of
 the peak resident memory of a fresh process that builds a field over 1.2 GB and 20 GB of uint8 rows (holes in a sparse
 file) and evaluates two queries (Linux only). About ten minutes on two cores.
 """
@@ -94,23 +95,25 @@ def _speed(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _screened(folder: Path, rounds: int) -> dict[str, Any]:
-    file, count = folder / "pictures.npy", 40_000
-    pictures = waves(count)
-    np.save(file, pictures)
+def _screened(folder: Path, rounds: int, data: str | None) -> dict[str, Any]:
+    file = folder / "pictures.npy"
+    stored = waves(40_000) if data is None else fj.data.load(data).images
+    np.save(file, stored)
+    pictures = np.asarray(fj.closed_form.to_float(stored[:QUERIES]))
     fields = {method: fj.ClosedFormField(file, method=method) for method in ("streamed", "screened")}
     noise = np.random.default_rng(1).normal(size=(QUERIES, *pictures.shape[1:])).astype(np.float32)
     times = {}
     for t in SCREENED_TIMES:
-        x = jax.numpy.asarray((1 - t) * noise + t * pictures[:QUERIES])
+        x = jax.numpy.asarray((1 - t) * noise + t * pictures)
         cases = [
             harness.Case(method, functools.partial(_field, field, x, t)) for method, field in fields.items()
         ]
         seconds = harness.measure(cases, rounds=rounds)
         times[str(t)] = {"seconds": seconds, "speed": seconds["streamed"] / seconds["screened"]}
     return {
-        "points": count,
-        "bytes": pictures.nbytes,
+        "data": data,
+        "points": len(stored),
+        "bytes": stored.nbytes,
         "table_bytes": fields["screened"].screen_bytes,
         "times": times,
     }
@@ -124,11 +127,11 @@ def _memory(folder: Path, size: int) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def run(*, rounds: int = 7) -> dict[str, Any]:
+def run(*, rounds: int = 7, data: str | None = None) -> dict[str, Any]:
     """Speed and memory; see the module's docstring."""
     with tempfile.TemporaryDirectory() as folder:
         speed = _speed(Path(folder), rounds)
-        screened = _screened(Path(folder), rounds)
+        screened = _screened(Path(folder), rounds, data)
         memory = [_memory(Path(folder), size) for size in LARGE]
     return {
         "benchmark": "streamed",

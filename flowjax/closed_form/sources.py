@@ -238,11 +238,22 @@ def _open_memmap(array: np.memmap) -> HostRows:
 
     def fetch(start: int, stop: int) -> np.ndarray:
         rows = np.empty((stop - start, *shape[1:]), dtype)
-        _read_into(path, rows.reshape(-1).view(np.uint8), offset + start * row_bytes)
+        with _opened(path) as file:
+            _read_into(file, rows.reshape(-1).view(np.uint8), offset + start * row_bytes)
+        return rows
+
+    def pick(index: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(index), *shape[1:]), dtype)
+        buffers = rows.reshape(len(index), -1).view(np.uint8)
+        with _opened(path) as file:
+            for buffer, number in zip(buffers, index.tolist(), strict=True):
+                _read_into(file, buffer, offset + number * row_bytes)
         return rows
 
     # What is written through a map reaches the modification time late, or never.
-    return HostRows(str(path), array, shape, dtype, fetch, lambda: _look(path), volatile=array.mode != "r")
+    return HostRows(
+        str(path), array, shape, dtype, fetch, lambda: _look(path), pick, volatile=array.mode != "r"
+    )
 
 
 def _check_map(array: np.memmap, rows: HostRows) -> None:
@@ -268,17 +279,22 @@ def sample_pieces(n: int) -> list[tuple[int, int]]:
     return [(start, start + _PIECE) for start in starts]
 
 
-def _read_into(path: Path, buffer: np.ndarray, offset: int) -> None:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     file = os.open(path, os.O_RDONLY)
     try:
-        view, done = buffer.data, 0
-        while done < len(view):
-            count = os.preadv(file, [view[done:]], offset + done)
-            if count == 0:
-                raise OSError(f"it ends {len(view) - done} bytes early")
-            done += count
+        yield file
     finally:
         os.close(file)
+
+
+def _read_into(file: int, buffer: np.ndarray, offset: int) -> None:
+    view, done = buffer.data, 0
+    while done < len(view):
+        count = os.preadv(file, [view[done:]], offset + done)
+        if count == 0:
+            raise OSError(f"it ends {len(view) - done} bytes early")
+        done += count
 
 
 def _open_records(records: Any) -> HostRows:

@@ -56,7 +56,7 @@ def test_weights_labels_and_flips_together():
 
 def test_flips_of_early_and_late_queries_in_one_batch():
     data = normal(0, 1301, 4, 4, 2)
-    t = np.repeat(np.float32([0.9, 0.35]), 64)
+    t = np.repeat(np.float32([0.65, 0.35]), 64)
     field = fj.ClosedFormField(data, method="screened", horizontal_flip=True)
     x = on_path(data, normal(1, 128, 4, 4, 2), t)
     check(data, x, t, horizontal_flip=True, tolerance=1e-4)
