@@ -244,7 +244,7 @@ def _open_memmap(array: np.memmap) -> HostRows:
 
     def pick(index: np.ndarray) -> np.ndarray:
         rows = np.empty((len(index), *shape[1:]), dtype)
-        buffers = rows.reshape(len(index), -1).view(np.uint8)
+        buffers = rows.reshape(len(index), int(np.prod(shape[1:]))).view(np.uint8)
         with _opened(path) as file:
             for buffer, number in zip(buffers, index.tolist(), strict=True):
                 _read_into(file, buffer, offset + number * row_bytes)
