@@ -11,8 +11,9 @@ arXiv 2402.18491, in the time of the linear path, for Gaussian data of that cova
 
 Data of that covariance that is not Gaussian tells no more than that, so the predicted collapse is an early one.
 
-Cost: digits 10 s, CIFAR-10 (n = 50 000, d = 3072) two to four minutes on two cores.
-Expect: for CIFAR-10's pictures nearly all cosines above .9 from t = .2 on, for points in the plane only late.
+Cost: digits 10 s, CIFAR-10 (n = 50 000, d = 3072) two minutes on two cores.
+Expect: for CIFAR-10's pictures 98 % of the cosines above .9 at t = .2 and all from .25 on, with two points or fewer
+sharing the weight from .19 on where .18 is predicted; for points in the plane only late.
 
 Command: flowjax experiment collapse --data npz:cifar10.npz
 """
@@ -38,6 +39,8 @@ CLAIM = (
 )
 HIGH_DIMENSION = 1000
 ALIGNED = 0.9
+MOST = 0.9
+"""Share of the pairs that must be aligned. Half of them are early too, where noise makes up most of both."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +91,12 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
     sides = sorted(measured, reverse=True)
     full = measured[sides[0]]
     aligned = {side: (measured[side]["cosine"] > ALIGNED).mean(1) for side in sides}
-    half = {side: _first(times, aligned[side] >= 0.5) for side in sides}
+    passed = {side: _first(times, aligned[side] >= MOST) for side in sides}
     dimension = int(np.prod(dataset.event_shape))
 
-    earlier = all(half[a] <= half[b] for a, b in itertools.pairwise(sides))
+    earlier = all(passed[a] <= passed[b] for a, b in itertools.pairwise(sides))
     high = dimension >= HIGH_DIMENSION
-    early = bool(np.interp(0.25, times, aligned[sides[0]]) >= 0.5) if high else None
+    early = bool(np.interp(0.25, times, aligned[sides[0]]) >= MOST) if high else None
     agrees = None if not high and len(sides) == 1 else earlier and early is not False
     names = {
         side: f"{side}×{side}" if len(dataset.event_shape) == 3 else f"d = {dimension}" for side in sides
@@ -101,8 +104,8 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
     sentence = (
         f"on {dataset.name} (n = {dataset.num_points}, d = {dimension}) the share of cosines above .9 is "
         + ", ".join(f"{np.interp(t, times, aligned[sides[0]]):.0%} at t = {t}" for t in (0.2, 0.3, 0.5))
-        + f"; half of them pass it at t = {half[sides[0]]:.2f}"
-        + "".join(f", {half[side]:.2f} at {names[side]}" for side in sides[1:])
+        + f"; nine in ten pass it for good at t = {passed[sides[0]]:.2f}"
+        + "".join(f", {passed[side]:.2f} at {names[side]}" for side in sides[1:])
         + f". From n and covariance alone {float(full['collapse']):.2f} is predicted."
     )
     findings = {
@@ -111,7 +114,7 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
         "fraction_above_0.9": {
             str(t): _round(np.interp(t, times, aligned[sides[0]])) for t in (0.1, 0.2, 0.3, 0.5)
         },
-        "half_above_0.9_at": {names[side]: _round(half[side]) for side in sides},
+        "nine_in_ten_above_0.9_at": {names[side]: _round(passed[side]) for side in sides},
         "predicted_collapse": {names[side]: _round(measured[side]["collapse"]) for side in sides},
         "predicted_speciation": {names[side]: _round(measured[side]["speciation"]) for side in sides},
         "effective_sample_size_below_2_at": _round(_first(times, np.median(full["effective"], 1) < 2)),

@@ -120,7 +120,7 @@ def test_command_line(tmp_path, capsys):
     out = tmp_path / "run"
     asked = ["experiment", "collapse", "--preset", "quick", "--out", str(out)]
     assert main([*asked, "--num-pairs", "8", "--num-times", "4"]) == 0
-    assert "half of them pass it at" in capsys.readouterr().out
+    assert "nine in ten pass it for good at" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert result["settings"]["num_pairs"] == 8
     assert result["preset"] == "quick"
