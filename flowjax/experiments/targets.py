@@ -23,7 +23,8 @@ single steps and samplings, and were not run: `cpu` 45 minutes for digits (18 tr
 Fashion-MNIST by 6.5 M parameters, .9 TFLOP a step); `paper` (25.8 M parameters, 3.4 TFLOP a step, 200 epochs) a day and
 a half there. The exact target of Fashion-MNIST is .02 TFLOP a step. `flowjax plan --data 60000,32,32,1 --batch 128` has
 a TPU's compiler estimate the paper's step on pictures padded to 32×32.
-Expect: a step on the exact target of digits 2 to 4 % longer (a smaller network makes it more), no memorised samples at
+Expect: a step on the exact target of digits 2 to 4 % longer (25 rounds on a busy machine; a smaller network makes it
+more), no memorised samples at
 ratio 1/3, better targets ahead in the first epochs. They need not stay ahead: an MLP too weak for digits (distance 28,
 real rows at 7) was after 500 steps three standard errors worse on EFM and the exact target than on CFM. In the paper,
 Fashion-MNIST at epochs 5, 10, 50, 100, 200: CFM 253.6, 48.7, 25.4, 21.4, 19.7; EFM-128 206.3, 44.1, 23.4, 19.6, 17.7
