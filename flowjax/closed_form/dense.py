@@ -117,6 +117,9 @@ class Settings:
     num_candidates: int
     precision: str
     axis_name: str | None = None
+    """Mesh axis that rows are split over."""
+    varying: tuple[str, ...] = ()
+    """Inside shard_map: this axis, and those that queries are split over."""
     backend: str = "dense"
 
     @property
@@ -205,11 +208,9 @@ def _num_blocks(settings: Settings, rows: Rows) -> int:
     return -(-rows.count // settings.block_size)
 
 
-def _varying(settings: Settings, tree):
+def varying(settings: Settings, tree):
     """Inside shard_map, mark the start of a scan as differing from device to device."""
-    if settings.axis_name is None:
-        return tree
-    return lax.pcast(tree, settings.axis_name, to="varying")
+    return lax.pcast(tree, settings.varying, to="varying") if settings.varying else tree
 
 
 @typed
@@ -280,7 +281,7 @@ def _scan(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candid
     tracked = nothing, jnp.zeros((b, size), jnp.int32), nothing
     start = moments.empty(b, rows.dimension, dtype, scalars=settings.scalars), tracked
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
-    (total, tracked), _ = lax.scan(body, _varying(settings, start), steps)
+    (total, tracked), _ = lax.scan(body, varying(settings, start), steps)
     return total, select(settings, *tracked)
 
 
@@ -345,7 +346,7 @@ def _moments_along(settings: Settings, primals, tangents):
         return jax.tree.map(jnp.add, carry, dataclasses.replace(terms, max=jnp.zeros_like(carry.max))), None
 
     start = moments.empty(query.x.shape[0], rows.dimension, settings.dtype, scalars=settings.scalars)
-    start = _varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
+    start = varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     total_dot, _ = lax.scan(body, start, steps)
     candidates_dot = jax.tree.map(jnp.zeros_like, candidates)

@@ -25,7 +25,7 @@ from . import moments as algebra
 from .certificate import error_bounds, query_norm
 from .dense import Query, Rows
 from .moments import Moments
-from .parts import Plan, all_parts
+from .parts import Plan, all_parts, query_parts
 
 Result = TypeVar("Result")
 
@@ -211,7 +211,7 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
                 lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, result
             )
 
-    return in_tiles(plan, plan.tile, tile, x, t, labels)
+    return in_tiles(plan, plan.tile * query_parts(plan), tile, x, t, labels)
 
 
 def in_tiles(plan: Plan, size: int, tile: Callable[..., Result], *queries) -> Result:

@@ -128,19 +128,26 @@ def _sum_across_jvp(axis_name: str, primals, tangents):
 
 def sum_by_parts(tree, axis_name: str):
     """Sum of a pytree of float64 arrays along a mesh axis, sent as two float32: one all-to-all, one all-reduce."""
-    count, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    count = lax.axis_size(axis_name)
 
     def total(value):
         flat = value.reshape(-1)
         size = -(-flat.size // count)
         parts = jnp.pad(flat, (0, size * count - flat.size)).reshape(count, size)
         mine = jnp.sum(_whole(lax.all_to_all(_halves(parts), axis_name, 1, 1)), 0)
-        # All summands but one are zero, so the float32 sum is exact. (A gather is not known to be equal everywhere.)
-        place = jnp.arange(count, dtype=jnp.int32)[:, None] == index.astype(jnp.int32)
-        parts = _whole(lax.psum(jnp.where(place, _halves(mine)[:, None], 0), axis_name))
-        return parts.reshape(-1)[: flat.size].reshape(value.shape)
+        return _whole(joined(_halves(mine), axis_name))[: flat.size].reshape(value.shape)
 
     return jax.tree.map(total, tree)
+
+
+def joined(part: jax.Array, axis_name: str) -> jax.Array:
+    """The devices' float32 parts [..., m], one after the other, on all of them: [..., devices · m]."""
+    # All summands but one are zero, so the sum is exact. (A gather is not known to be equal everywhere.)
+    place = jnp.arange(lax.axis_size(axis_name), dtype=jnp.int32) == lax.axis_index(axis_name).astype(
+        jnp.int32
+    )
+    parts = lax.psum(jnp.where(place[:, None], part[..., None, :], 0), axis_name)
+    return parts.reshape(*part.shape[:-1], -1)
 
 
 def _halves(value: jax.Array) -> jax.Array:

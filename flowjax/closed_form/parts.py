@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from . import streamed
 from .costs import MEASURED, Costs
 from .dense import Query, Rows, Settings, stream, uses_direct_differences
 from .moments import Moments
-from .refine import candidate_moments, exact_logits
+from .refine import best_of_all, rescore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ def _parts(plan: Plan, rows: Rows, query: Query) -> Parts:
     low = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), dataclasses.replace(query, labels=None))
     total, candidates = stream(settings, dataclasses.replace(low, labels=query.labels), rows)
     candidates = lax.stop_gradient(candidates)
+    if settings.axis_name is not None:
+        candidates = best_of_all(candidates, settings.axis_name)
     # The term −‖x‖²/(2 sigma²) common to all logits: the products leave it out, direct differences have it.
     # The maximum is a constant of the algebra, so its derivative goes into the sums.
     constant = -jnp.sum(query.x**2, 1) / (2 * query.sigma**2)
@@ -64,10 +67,8 @@ def _parts(plan: Plan, rows: Rows, query: Query) -> Parts:
     index = candidates.index
     if settings.axis_name is not None:
         index = index + lax.axis_index(settings.axis_name).astype(jnp.int32) * rows.count
-    logits = exact_logits(rows, query, candidates)
-    exact = candidate_moments(settings, rows, candidates, logits, jnp.max(lax.stop_gradient(logits), 1))
     held = jax.tree.map(lax.stop_gradient, dense)
-    part = candidate_moments(settings, rows, candidates, approximate, held.max)
+    logits, exact, part = rescore(settings, rows, query, candidates, approximate, held.max)
     # Compared as float32 gaps to the maximum: argmax is lowered outside the float64 island.
     gap = (lax.stop_gradient(logits) - exact.max[:, None]).astype(jnp.float32)
     best = lax.argmax(gap, 1, jnp.int32)
@@ -187,18 +188,37 @@ def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
     if axis is None:
         return _with_flips(plan, rows, query)
 
-    def local(rows, query):
-        return _merge_parts_across(_with_flips(plan, rows, query), axis)
+    over = query_axes(plan, query.x.shape[0])
+    local_plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, varying=(axis, *over)))
 
-    # Over other axes of the mesh queries may lie split as they like.
+    def local(rows, query):
+        return _merge_parts_across(_with_flips(local_plan, rows, query), axis)
+
     mapped = jax.shard_map(
         local,
         mesh=plan.mesh,
-        in_specs=(row_specs(rows, axis), jax.P()),
-        out_specs=jax.P(),
-        axis_names={axis},
+        in_specs=(row_specs(rows, axis), jax.P(over)),
+        out_specs=jax.P(over),
+        axis_names=set(plan.mesh.axis_names),
     )
     return mapped(rows, query)
+
+
+def query_axes(plan: Plan, num_queries: int) -> tuple[str, ...]:
+    """The mesh axes that so many queries are split over: all of type Auto beside that of the rows, if they divide."""
+    return () if num_queries % query_parts(plan) else _other_axes(plan)
+
+
+def query_parts(plan: Plan) -> int:
+    """In how many parts queries are split if they divide."""
+    return 1 if plan.mesh is None else math.prod(plan.mesh.shape[name] for name in _other_axes(plan))
+
+
+def _other_axes(plan: Plan) -> tuple[str, ...]:
+    assert plan.mesh is not None
+    kinds = zip(plan.mesh.axis_names, plan.mesh.axis_types, strict=True)
+    auto = jax.sharding.AxisType.Auto
+    return tuple(name for name, kind in kinds if kind == auto and name != plan.settings.axis_name)
 
 
 def row_specs(rows: Rows, axis: str) -> Rows:

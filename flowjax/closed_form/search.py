@@ -22,7 +22,7 @@ from .certificate import num_seen, query_norm
 from .costs import Costs
 from .dense import Query, Rows, product
 from .evaluate import Schedule, along_path, velocity_of
-from .parts import Plan, row_specs
+from .parts import Plan, query_axes, query_parts, row_specs
 from .screen import Coefficients, Screen, project, screen_specs
 from .survivors import POOL, Found, collect, nothing_found, pair_logits
 
@@ -240,15 +240,13 @@ def search(
     arguments = screen, rows, query, x, schedule, hint
     if plan.mesh is None or axis is None:
         return local(*arguments)
-    names, others, parts = _query_axes(plan)
-    copies = 2 if plan.horizontal_flip else 1
-    per_query = jax.P(others) if others and x.shape[0] % (copies * parts) == 0 else jax.P()
+    per_query = jax.P(query_axes(plan, x.shape[0] // (2 if plan.horizontal_flip else 1)))
     mapped = jax.shard_map(
         local,
         mesh=plan.mesh,
         in_specs=(screen_specs(screen, axis), row_specs(rows, axis), *(per_query,) * 4),
         out_specs=per_query,
-        axis_names=set(names),
+        axis_names=set(plan.mesh.axis_names),
         check_vma=False,  # loops begin with constants, which are the same everywhere
     )
     return mapped(*arguments)
@@ -256,17 +254,7 @@ def search(
 
 def tile_size(plan: Plan) -> int:
     """Queries that are searched for together: many of streamed rows, whose dense pass reads everything."""
-    return (TILE if plan.stream_block is None else plan.tile) * _query_axes(plan)[2]
-
-
-def _query_axes(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """The mesh's axes, those that queries are split over (evenly, or not at all), and in how many parts."""
-    if plan.mesh is None:
-        return (), (), 1
-    kinds = dict(zip(plan.mesh.axis_names, plan.mesh.axis_types, strict=True))
-    auto = [name for name, kind in kinds.items() if kind == jax.sharding.AxisType.Auto]
-    others = tuple(name for name in auto if name != plan.settings.axis_name)
-    return plan.mesh.axis_names, others, math.prod(plan.mesh.shape[name] for name in others)
+    return (TILE if plan.stream_block is None else plan.tile) * query_parts(plan)
 
 
 def _merge_across(found: Found, count: int, axis: str) -> Found:
