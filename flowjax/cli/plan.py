@@ -49,6 +49,8 @@ class Options:
     """The data set's name or its sizes (see above)."""
     batch: int = 1024
     """Queries of the field, and examples of a training step over all chips together."""
+    rows_over: int | None = None
+    """Chips that the rows are split over; every other group of so many has them too. Default: as training chooses."""
     step: bool = True
     """Compile a training step too (the paper's U-Net for pictures, an MLP for points)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -76,14 +78,22 @@ def run(argv: list[str]) -> int:
     shape = shapes.parse(options.data)
     topologies = plan.TOPOLOGIES if options.topology is None else tuple(options.topology.split(","))
     for topology in topologies:
-        plan.check(topology, shape, options.batch, step=options.step)
+        plan.check(topology, shape, options.batch, step=options.step, rows_over=options.rows_over)
     out = None if options.json is None else check_new(options.json)
 
     def say(text: str) -> None:
         print(text, flush=True)
 
     def one(topology: str) -> "Estimate":
-        return plan.estimate(topology, shape, options.batch, step=options.step, fast=options.fast, say=say)
+        return plan.estimate(
+            topology,
+            shape,
+            options.batch,
+            rows_over=options.rows_over,
+            step=options.step,
+            fast=options.fast,
+            say=say,
+        )
 
     jobs = options.jobs or max(1, (os.cpu_count() or 1) // 2)
     with ThreadPoolExecutor(min(jobs, len(topologies))) as pool:
@@ -114,9 +124,10 @@ def _show(estimates: "list[Estimate]", *, fast: bool) -> None:
     for header in ("slice", "rows a chip", "program", "memory", "compiler", "at least", "sent", "target"):
         table.add_column(header, justify="left" if header in ("slice", "program", "sent") else "right")
     for estimate in estimates:
-        rows = estimate.num_points // estimate.slice.num_devices
+        rows = estimate.num_points // estimate.rows_over
         padding = estimate.num_points - estimate.shape.num_points
-        names = estimate.topology, f"{rows}" + (f" ({padding} padded)" if padding else "")
+        split = f"{rows}, over {estimate.rows_over}" + (f" ({padding} padded)" if padding else "")
+        names = estimate.topology, split
         table.add_row(*names, "field", *_figures(estimate, estimate.field, estimate.field_roofline), "")
         if estimate.step is not None:
             share = "" if estimate.share is None else f"{estimate.share:.0%}"

@@ -24,17 +24,21 @@ Placement = tuple[jax.sharding.Mesh | jax.sharding.AbstractMesh, str]
 """The mesh and the name of its axis that rows lie split over."""
 
 
-def as_rows(data: ArrayLike) -> jax.Array:
-    """Check the data set itself and put it on a device, in its storage dtype."""
+def as_rows(data: ArrayLike, *, horizontal_flip: bool = False) -> tuple[jax.Array, tuple[int, ...]]:
+    """Check the data set itself and put it on a device in its storage dtype: rows [n, d] and their event shape.
+
+    Flat, because a TPU lays an array out by its last two axes: of [n, 32, 32, 3] every pass would copy the blocks, and
+    the re-scoring all rows, into another layout (by its compiler twice the time of the pass itself).
+    """
     array = data if isinstance(data, jax.Array) else np.asarray(data)
     if array.dtype == np.float64:
         array = array.astype(np.float32)
-    check_rows(array)
-    return jnp.asarray(array)
+    check_rows(array, horizontal_flip=horizontal_flip)
+    return jnp.asarray(array.reshape(array.shape[0], -1)), tuple(array.shape[1:])
 
 
-def check_rows(array: jax.Array | np.ndarray | HostRows) -> None:
-    """TypeError or ValueError unless dtype and shape can be those of a data set."""
+def check_rows(array: jax.Array | np.ndarray | HostRows, *, horizontal_flip: bool = False) -> None:
+    """TypeError or ValueError unless dtype and shape can be those of a data set (of pictures, for flips)."""
     allowed = (jnp.uint8, jnp.bfloat16, jnp.float16, jnp.float32)
     if array.dtype not in [jnp.dtype(a) for a in allowed]:
         raise TypeError(
@@ -43,18 +47,27 @@ def check_rows(array: jax.Array | np.ndarray | HostRows) -> None:
         )
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"data must have shape [n, *event] with at least one row, got shape {array.shape}")
+    if horizontal_flip and array.ndim != 4:
+        raise ValueError(
+            f"horizontal_flip needs data of shape [n, height, width, channels], got {array.shape}; "
+            "reshape the data or leave horizontal_flip=False"
+        )
 
 
-def make_rows(data: jax.Array, weights, labels, horizontal_flip: bool, geometry=None) -> Rows:
+def make_rows(data: jax.Array, weights, labels, mirrored: tuple[int, ...] | None, geometry=None) -> Rows:
     """Everything that is computed once: norms, centre, log weights; placed like the data.
 
-    `geometry` replaces `_geometry` for data that is on no device.
+    Args:
+        data: [n, d], or `HostRows` [n, *event].
+        weights, labels: as given to the field.
+        mirrored: the event shape if mirror images count as points too.
+        geometry: replaces `_geometry` for data that is on no device.
     """
     n = data.shape[0]
     if labels is not None:
         labels = _check_row_labels(labels, n)
     log_weights = None if weights is None else _log_weights(weights, n)
-    centre, squares, max_norm = (geometry or _geometry)(data, horizontal_flip)
+    centre, squares, max_norm = (geometry or _geometry)(data, mirrored)
     if not isinstance(max_norm, Tracer) and not max_norm <= _LARGEST_NORM:
         raise ValueError(
             f"data holds NaN, inf, or rows of a norm above {_LARGEST_NORM:g}, whose squares leave float32 late in "
@@ -129,14 +142,16 @@ def _class_weights(
         return (largest + jnp.log(totals)).astype(jnp.float32), bound
 
 
-def _geometry(data: jax.Array, horizontal_flip: bool) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+def _geometry(
+    data: jax.Array, mirrored: tuple[int, ...] | None
+) -> tuple[jax.Array | None, jax.Array, jax.Array]:
     """Centre [d] or None, square norms [n] about it, and an upper bound of the largest norm; float32.
 
     Centring makes the products smaller where the mean is large compared with the spread; it costs one subtraction per
     element and block, so it is done only then (and not under a trace, where the choice cannot be made).
     """
     if not isinstance(data, Tracer):
-        centre = _mean(data, horizontal_flip=horizontal_flip)
+        centre = _mean(data, mirrored=mirrored)
         squares, max_norm = square_norms(data, centre)
         if bool(jnp.sum(centre**2) > jnp.mean(squares)):
             return centre, squares, max_norm
@@ -144,15 +159,15 @@ def _geometry(data: jax.Array, horizontal_flip: bool) -> tuple[jax.Array | None,
 
 
 # Each of the two is one reduction, so that XLA converts and sums in one loop and makes no float64 copy of the data.
-@functools.partial(jax.jit, static_argnames="horizontal_flip")
-def _mean(data: jax.Array, *, horizontal_flip: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="mirrored")
+def _mean(data: jax.Array, *, mirrored: tuple[int, ...] | None) -> jax.Array:
     """Mean row, accumulated in float64, [d] float32."""
     with jax.enable_x64(True):
         total = jnp.sum(to_float(data).astype(jnp.float64), 0)
         mean = total / data.shape[0]
-        if horizontal_flip:
-            mean = (mean + mean[:, ::-1]) / 2
-        return mean.reshape(-1).astype(jnp.float32)
+        if mirrored is not None:
+            mean = (mean + mean.reshape(mirrored)[:, ::-1].reshape(-1)) / 2
+        return mean.astype(jnp.float32)
 
 
 @jax.jit

@@ -52,7 +52,7 @@ class Rows:
     """What is stored of a data set; leaves down to `labels` have one entry a row.
 
     Attributes:
-        data: [n, *event] as given (uint8, bfloat16, float16 or float32).
+        data: [n, d], on the host [n, *event], in the dtype given (uint8, bfloat16, float16 or float32).
         square_norms: [n] float32, ‖y_i − centre‖².
         log_weights: [n] float32 or None for equal weights.
         labels: [n] int32 or None.

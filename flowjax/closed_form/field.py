@@ -21,7 +21,7 @@ from .explain import Explanation
 from .rows import take
 from .screen import Screen, can_screen, fits, make_screen
 from .screened import evaluate_screened
-from .sources import HostRows, RowSource, is_remote, open_rows
+from .sources import RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
 Precision = Literal["float32", "float64"]
@@ -62,6 +62,7 @@ class Posterior(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
+    event_shape: tuple[int, ...]
     path: Path
     method: Method
     tolerance: float
@@ -141,18 +142,16 @@ class ClosedFormField:
         precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
         stream = method == "streamed" or (method in ("auto", "screened") and is_remote(data))
-        stored = open_rows(data) if stream else as_rows(data)  # type: ignore[arg-type]
-        check_rows(stored)
-        if horizontal_flip and stored.ndim != 4:
-            raise ValueError(
-                f"horizontal_flip needs data of shape [n, height, width, channels], got {stored.shape}; "
-                "reshape the data or leave horizontal_flip=False"
-            )
-        if isinstance(stored, HostRows):
+        if stream:
+            stored = open_rows(data)  # type: ignore[arg-type]
+            check_rows(stored, horizontal_flip=horizontal_flip)
+            event_shape = tuple(stored.shape[1:])
             self._rows = streamed.make_rows(stored, weights, labels, horizontal_flip, block_size)
         else:
-            self._rows = make_rows(stored, weights, labels, horizontal_flip)
+            stored, event_shape = as_rows(data, horizontal_flip=horizontal_flip)  # type: ignore[arg-type]
+            self._rows = make_rows(stored, weights, labels, event_shape if horizontal_flip else None)
         self._static = _Static(
+            event_shape,
             path,
             method,
             float(tolerance),
@@ -195,7 +194,8 @@ class ClosedFormField:
     @property
     def data(self) -> jax.Array:
         """[n, *event] as stored; of a streamed field, what it was built from."""
-        return streamed.given(self._rows.data)
+        data = streamed.given(self._rows.data)
+        return data if streamed.is_streamed(self._rows) else data.reshape(self.num_points, *self.event_shape)
 
     def rows(self, index: ArrayLike) -> jax.Array:
         """The points of these numbers, wherever they are stored; of a streamed field read now.
@@ -223,7 +223,9 @@ class ClosedFormField:
             )
         if streamed.is_streamed(self._rows):
             return streamed.take(self._rows, values)
-        return take(self._rows.data, values.astype(np.int32), horizontal_flip=self.horizontal_flip)
+        return take(
+            self._rows.data, self.event_shape, values.astype(np.int32), horizontal_flip=self.horizontal_flip
+        )
 
     @property
     def labels(self) -> jax.Array | None:
@@ -244,7 +246,7 @@ class ClosedFormField:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        return tuple(self._rows.data.shape[1:])
+        return self._static.event_shape
 
     @property
     def horizontal_flip(self) -> bool:

@@ -212,7 +212,7 @@ def _stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Cand
         value = value if value.ndim == 2 else value[:, None]
         return jnp.pad(value, ((0, padded - b), (0, 0)))
 
-    data = rows.data.reshape(n, d)
+    data = rows.data
     if data.dtype == jnp.float16:  # not a type of the vector unit
         data = data.astype(jnp.float32)
     exact_rows = data.dtype == jnp.bfloat16 and rows.centre is None

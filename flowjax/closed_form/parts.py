@@ -185,7 +185,7 @@ def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
             rows, query, plan.stream_block, one_block, _merge_parts, _no_parts(plan, rows, query)
         )
     axis = plan.settings.axis_name
-    if axis is None:
+    if axis is None or plan.mesh is None:
         return _with_flips(plan, rows, query)
 
     over = query_axes(plan, query.x.shape[0])

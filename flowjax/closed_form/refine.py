@@ -141,7 +141,7 @@ def _rescore(
         return jnp.zeros(b * k, leaf.dtype).at[place].add(leaf, mode="drop").reshape(b, k)
 
     used = candidates.logit > -jnp.inf
-    pairs = *pairs, of_slots(used)
+    chunks = *pairs, of_slots(used)
 
     @jax.checkpoint
     def logit(row, place, used):
@@ -151,14 +151,14 @@ def _rescore(
         value = value if rows.log_weights is None else value + rows.log_weights[row].astype(jnp.float64)
         return jnp.where(used, value, -jnp.inf)
 
-    values = lax.map(lambda pair: logit(*pair), pairs)
+    values = lax.map(lambda chunk: logit(*chunk), chunks)
     logits = jnp.where(used, to_slots(values), -jnp.inf)
     both = values, of_slots(approximate)
     maxima = jnp.max(lax.stop_gradient(logits), 1), maximum
 
     @jax.checkpoint
-    def row_sums(pair, both):
-        row, place, used = pair
+    def row_sums(chunk, both):
+        row, place, used = chunk
         points = gather_points(rows, row)
         squares = jnp.sum(points**2, 1)
 
@@ -174,17 +174,17 @@ def _rescore(
 
         return [sums(logit, maximum) for logit, maximum in zip(both, maxima, strict=True)]
 
-    def body(carry, chunk):
-        (_, place, _), _ = chunk
+    def body(carry, step):
+        (_, place, _), _ = step
 
         def add(total, value):
             return total + value if place is None else total.at[place // k].add(value, mode="drop")
 
-        return jax.tree.map(add, carry, row_sums(*chunk)), None
+        return jax.tree.map(add, carry, row_sums(*step)), None
 
     none = algebra.empty(b, rows.dimension, jnp.float64, scalars=settings.scalars)
     zero = [(none.normaliser, none.weighted_sum, none.scalars)] * 2
-    totals, _ = lax.scan(body, varying(settings, zero), (pairs, both))
+    totals, _ = lax.scan(body, varying(settings, zero), (chunks, both))
     return Rescored(logits, *(Moments(most, *total) for most, total in zip(maxima, totals, strict=True)))
 
 

@@ -29,9 +29,11 @@ def to_float(rows: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     return rows.astype(xp.float32)
 
 
-@functools.partial(jax.jit, static_argnames="horizontal_flip")
-def take(data: jax.Array, index: jax.Array, *, horizontal_flip: bool) -> jax.Array:
-    """Points by number: index [*batch] int32 into data [n, *event] gives [*batch, *event] float32.
+@functools.partial(jax.jit, static_argnames=("event_shape", "horizontal_flip"))
+def take(
+    data: jax.Array, event_shape: tuple[int, ...], index: jax.Array, *, horizontal_flip: bool
+) -> jax.Array:
+    """Points by number: index [*batch] int32 into data [n, d] gives [*batch, *event] float32.
 
     With flips n + i is the mirror image of row i. Numbers that are no row's give NaN.
     """
@@ -40,6 +42,7 @@ def take(data: jax.Array, index: jax.Array, *, horizontal_flip: bool) -> jax.Arr
     mesh = jax.typeof(data).sharding.mesh
     everywhere = jax.NamedSharding(mesh, jax.P()) if mesh.explicit_axes else None
     points = to_float(data.at[jnp.where(known, index % n, 0)].get(out_sharding=everywhere))
+    points = points.reshape(*index.shape, *event_shape)
     points = jnp.where(_over_event(known, points), points, jnp.nan)
     return (
         jnp.where(_over_event(index >= n, points), points[..., ::-1, :], points)

@@ -107,7 +107,7 @@ def make_rows(
         data,  # type: ignore[arg-type]
         weights,
         labels,
-        horizontal_flip,
+        data.shape[1:] if horizontal_flip else None,
         functools.partial(_geometry, size=size, sums=sums),  # type: ignore[arg-type]
     )
     on_host = [data, *(None if leaf is None else of_array(np.asarray(leaf)) for leaf in _per_row(rows)[1:])]
@@ -426,7 +426,7 @@ class _Progress:
 
 
 def _geometry(
-    data: HostRows, horizontal_flip: bool, *, size: int, sums: list[int]
+    data: HostRows, mirrored: tuple[int, ...] | None, *, size: int, sums: list[int]
 ) -> tuple[jax.Array | None, np.ndarray, jax.Array]:
     """What `construct._geometry` gives: centre or None, square norms [n] float32, largest norm. One pass.
 
@@ -436,7 +436,7 @@ def _geometry(
     """
     sample = _sample(data)
     mean = sample.mean(0)
-    if horizontal_flip:
+    if mirrored is not None:
         mean = (mean + mean[:, ::-1]) / 2
     centre = None
     if np.sum(mean**2) > np.mean(np.sum((sample - mean).reshape(len(sample), -1) ** 2, 1)):

@@ -16,6 +16,7 @@ from ._pictures import save_picture as save_picture
 from ._pipeline import batches as batches
 from ._placement import mesh as mesh
 from ._placement import place as place
+from ._placement import rows_over as rows_over
 from ._prepare import check_vacant as check_vacant
 from ._prepare import prepare as prepare
 from ._records import Records as Records

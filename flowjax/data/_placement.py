@@ -1,4 +1,10 @@
-"""Where batches lie: one mesh axis named `data` over the devices, the first axis of every array split along it."""
+"""Where batches and the rows of a data set lie: a mesh whose axis `data` splits batches, and `rows` both.
+
+Rows may lie whole on every device, or split over groups of them (axis `rows`), each of which has all. A batch is split
+over all devices either way, and the exact target gathers the queries of a group on each of its devices. The fewer
+devices a group has, the fewer queries its devices score exactly and the less they send; with too few queries a device
+the matrix units starve.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +14,55 @@ import jax
 import numpy as np
 
 AXIS = "data"
+ROWS = "rows"
+
+_QUERIES = 64
+"""A device's share of queries below which a TPU's products take no less time (by its compiler, d = 3072)."""
 
 
-def mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """A mesh with the one axis `data` over all devices of all processes, or over those given."""
+def mesh(devices: Sequence[Any] | None = None, *, rows_over: int = 1) -> jax.sharding.Mesh:
+    """A mesh over all devices of all processes, or over those given.
+
+    Args:
+        devices: to use.
+        rows_over: devices that the rows of a data set are split over; a divisor of their number.
+
+    Returns:
+        A mesh with the one axis `data`, or with the axes `data` and `rows` where rows are split.
+
+    Raises:
+        ValueError: no device, or a number that does not divide theirs.
+    """
     devices = jax.devices() if devices is None else list(devices)
     if not devices:
         raise ValueError("a mesh needs at least one device, got none")
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    count, auto = len(devices), jax.sharding.AxisType.Auto
+    if rows_over < 1 or count % rows_over:
+        raise ValueError(f"rows_over={rows_over} does not divide {count} devices")
+    if rows_over == 1:
+        return jax.make_mesh((count,), (AXIS,), axis_types=(auto,), devices=devices)
+    shape = count // rows_over, rows_over
+    return jax.make_mesh(shape, (AXIS, ROWS), axis_types=(auto, auto), devices=devices)
+
+
+def rows_over(num_devices: int, batch_size: int, nbytes: float, memory: float) -> int:
+    """The fewest devices to split rows over so that they fit and every device has enough queries of its group's.
+
+    Args:
+        num_devices: of the mesh.
+        batch_size: queries on all of them together.
+        nbytes: of all rows.
+        memory: bytes of a device, a quarter of which may hold rows.
+    """
+    for count in range(1, num_devices):
+        enough = count * batch_size >= _QUERIES * num_devices
+        if num_devices % count == 0 and enough and nbytes <= count * memory / 4:
+            return count
+    return num_devices
 
 
 def place(batch: Any, where: jax.sharding.Mesh | jax.sharding.Sharding) -> Any:
-    """Put a host batch on the devices, rows split along the mesh axis `data`.
+    """Put a host batch on the devices, split along the mesh axis `data`, and `rows` where there is one.
 
     Args:
         batch: a pytree of arrays [b, …] with one b: this process's share of the batch, or of a data set.
@@ -37,7 +80,8 @@ def place(batch: Any, where: jax.sharding.Mesh | jax.sharding.Sharding) -> Any:
             raise ValueError(
                 f"the mesh has axes {where.axis_names}, none is named {AXIS!r}; flowjax.data.mesh() makes one"
             )
-        sharding, count = jax.NamedSharding(where, jax.P(AXIS)), where.shape[AXIS]
+        axes = tuple(axis for axis in (AXIS, ROWS) if axis in where.axis_names)
+        sharding, count = jax.NamedSharding(where, jax.P(axes)), math.prod(where.shape[axis] for axis in axes)
     else:
         sharding, count = where, len(where.device_set)
     processes = len({device.process_index for device in sharding.device_set})

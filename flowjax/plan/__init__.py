@@ -6,7 +6,8 @@ collectives between chips, and an estimate of the cycles of every fusion. What i
     bytes       the compiler's own allocation: arguments + temporaries + outputs + code of one device
     cycles      the compiler's `estimated_cycles` of every fusion, times the trip counts of the loops around it,
                 which are read from the loops' conditions. An estimate of the compiler, never a measurement. It
-                leaves out the transfers between chips, and whatever the compiler gives no estimate for
+                leaves out the transfers between chips, and whatever the compiler gives no estimate for. Of two
+                branches the cheaper one counts: the other re-scores what does not fit where candidates lie unevenly
     seconds     cycles over the clock of `CHIPS`
     roofline    a lower bound that does not come from the compiler: the two products of the pass in float32, which are
                 six bfloat16 products on a TPU, at the peak rate; or the bytes of the rows at the memory's bandwidth,
@@ -14,8 +15,8 @@ collectives between chips, and an estimate of the cycles of every fusion. What i
     transfers   bytes that a device sends in collectives; `transfer_seconds` is their time at the full rate of its links
     share       seconds of the field over those of the training step that holds it
 
-Rows lie split over all devices of the slice, queries of the field on every device; in the training step the batch is
-split like the rows and the parameters lie on every device, as `flowjax.training` does it. Each compilation runs in a
+Rows lie split over groups of devices, each of which has all of them; queries, like a training batch, over all devices;
+parameters on every one, as `flowjax.training` does it. Each compilation runs in a
 process of its own: platform variables must be set before JAX is imported, and the compiler logs to standard error.
 """
 

@@ -1,9 +1,11 @@
 """What a data set costs on a slice: the compiler's figures, bounds that are not the compiler's, and what fits."""
 
 import dataclasses
+import math
 from typing import Any
 
 from flowjax.closed_form.shapes import DataShape
+from flowjax.data import rows_over
 
 from .chips import Slice
 from .hlo import Program
@@ -20,6 +22,7 @@ class Estimate:
         topology: of the slice.
         shape: the data set.
         batch: queries, and examples of a training step.
+        rows_over: devices that the rows are split over.
         field: the field alone.
         step: the training step on the exact target; None where it was left out or the field does not fit.
         network_operations: floating-point operations of the step without its target, over all devices.
@@ -30,6 +33,7 @@ class Estimate:
     topology: str
     shape: DataShape
     batch: int
+    rows_over: int
     field: Program
     step: Program | None = None
     network_operations: float = 0.0
@@ -42,8 +46,8 @@ class Estimate:
 
     @property
     def num_points(self) -> int:
-        """Rows that are stored: n padded to a multiple of the devices."""
-        return padded(self.shape.num_points, self.slice.num_devices)
+        """Rows that are stored: n padded to a multiple of the devices they are split over."""
+        return padded(self.shape.num_points, self.rows_over)
 
     @property
     def fits(self) -> bool:
@@ -52,7 +56,7 @@ class Estimate:
     @property
     def field_roofline(self) -> float:
         """Seconds below which this engine's evaluation of every row cannot come; see the module."""
-        return field_roofline(self.shape, self.batch, self.slice)
+        return field_roofline(self.shape, self.batch, self.slice, self.rows_over)
 
     @property
     def step_roofline(self) -> float:
@@ -120,7 +124,13 @@ def gibibytes(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def field_roofline(shape: DataShape, batch: int, place: Slice) -> float:
+def choose_rows_over(shape: DataShape, batch: int, place: Slice) -> int:
+    """Devices to split the rows over, as training on TPUs does where it is not told."""
+    nbytes = shape.num_points * shape.row_bytes
+    return rows_over(place.num_devices, batch, nbytes, place.device_memory)
+
+
+def field_roofline(shape: DataShape, batch: int, place: Slice, rows_over: int) -> float:
     """Seconds of the longer of two: float32 products over all rows at the peak rate, or the rows read from memory.
 
     In few dimensions the engine forms direct differences and no product for the logits; one product remains.
@@ -129,9 +139,9 @@ def field_roofline(shape: DataShape, batch: int, place: Slice) -> float:
     from flowjax.closed_form.field import _TILE
 
     products = 1 if uses_direct_differences(shape.dimension) else 2
-    rows = padded(shape.num_points, place.num_devices) / place.num_devices
-    operations = 2 * products * rows * batch * shape.dimension * FLOAT32_PASSES
-    tiles = -(-batch // _TILE)
+    rows, queries = padded(shape.num_points, rows_over) / rows_over, batch * rows_over / place.num_devices
+    operations = 2 * products * rows * queries * shape.dimension * FLOAT32_PASSES
+    tiles = math.ceil(queries / _TILE)
     chip = place.chip
     return max(operations / chip.peak, rows * shape.row_bytes * tiles / chip.bandwidth) * chip.devices
 

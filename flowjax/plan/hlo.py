@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 
@@ -14,7 +15,8 @@ class Program:
         needed: bytes of HBM, or what the compiler asked for where it gave up.
         arguments, temporaries: parts of it (0 where the compiler gave up).
         fits: the compiler found room.
-        cycles: estimated cycles with trip counts; None where the compiler gave up.
+        cycles: estimated cycles with trip counts, every branch the cheapest; None where the compiler gave up.
+        cycles_most: the same with every branch the dearest.
         loops: (trip count, cycles of one trip) of each loop, outermost first.
         loops_unknown: loops whose trip count the text does not hold, counted as one trip.
         collectives: number of executed collectives of each kind.
@@ -27,6 +29,7 @@ class Program:
     temporaries: float
     fits: bool
     cycles: float | None
+    cycles_most: float | None
     loops: tuple[tuple[int, float], ...]
     loops_unknown: int
     collectives: dict[str, int]
@@ -63,14 +66,21 @@ def read_hlo(text: str, num_devices: int) -> dict[str, Any]:
 
     A loop counts its body as often as its condition says: the constant that the counter (from 0, by 1, as
     `lax.scan` makes it) is compared with. The estimate of a fusion stands at the fusion, so nothing inside is counted.
+    A conditional counts as its cheapest branch, and in `cycles_most` as its dearest.
 
     Args:
         text: `compiled.as_text()`.
         num_devices: of the slice, for the bytes that a collective sends.
 
     Returns:
-        The fields cycles, loops, loops_unknown, collectives and sent of `Program`.
+        The fields cycles, cycles_most, loops, loops_unknown, collectives and sent of `Program`.
     """
+    most = _read(text, num_devices, max)["cycles"]
+    return {**_read(text, num_devices, min), "cycles_most": most}
+
+
+def _read(text: str, num_devices: int, choose: Callable[..., Any]) -> dict[str, Any]:
+    """With one branch of every conditional, as `choose` does by cycles."""
     computations, entry = _computations(text)
     loops: list[tuple[int, float]] = []
     unknown = 0
@@ -99,12 +109,19 @@ def read_hlo(text: str, num_devices: int) -> dict[str, Any]:
                 sizes = _sizes(found[1])
                 if found[3] and kind in ("all-gather", "collective-permute"):
                     sizes = sizes[1:2]  # the start of these holds its operand first
-                total.sent += _sent(kind, sum(sizes), num_devices)
+                total.sent += _sent(kind, sum(sizes), _group(line) or num_devices)
             elif " conditional(" in line:
                 names = re.findall(r"%?([\w.\-]+)", _braces(line, "branch_computations")) or _CALLS.findall(
                     line
                 )
-                total.add(max((cost(n) for n in names), key=lambda c: c.cycles, default=_Cost()))
+                place, branches = len(loops), []
+                for name in names:
+                    branch = cost(name)
+                    branches.append((branch, loops[place:]))
+                    del loops[place:]
+                branch, inside = choose(branches, key=lambda branch: branch[0].cycles, default=(_Cost(), []))
+                loops.extend(inside)
+                total.add(branch)
             elif " call(" in line or "async-start(" in line:
                 for called in _CALLS.findall(line):
                     total.add(cost(called))
@@ -159,6 +176,15 @@ def _sizes(shapes: str) -> list[int]:
         math.prod(int(side) for side in sides.split(",") if side) * _ITEM.get(kind, 4)
         for kind, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
     ]
+
+
+def _group(line: str) -> int | None:
+    """How many devices take part in a collective with each other, where its text says."""
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(found[1].split(","))
+    return None
 
 
 def _sent(kind: str, size: int, count: int) -> float:

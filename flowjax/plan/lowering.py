@@ -4,16 +4,29 @@ import dataclasses
 from typing import Any
 
 from flowjax.closed_form.shapes import DataShape
+from flowjax.data._placement import AXIS, ROWS
 
 from .estimates import padded
 
 
+def slice_mesh(devices: Any, rows_over: int) -> Any:
+    """`flowjax.data.mesh` of devices that are not there, in the order given."""
+    import jax
+    import numpy as np
+
+    shape, axes = (len(devices),), (AXIS,)
+    if rows_over > 1:
+        shape, axes = (len(devices) // rows_over, rows_over), (AXIS, ROWS)
+    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
+    return jax.sharding.Mesh(np.array(devices).reshape(shape), axes, axis_types=kinds)
+
+
 def abstract_field(shape: DataShape, mesh: Any) -> Any:
-    """The field of a data set that is not there: rows split over the mesh axis `data`, leaves without values.
+    """The field of a data set that is not there: rows split over the mesh axis `rows`, leaves without values.
 
     Args:
-        shape: the data set; n is padded up to a multiple of the mesh's size.
-        mesh: with the one axis `data`.
+        shape: the data set; n is padded up to a multiple of the axis's size.
+        mesh: of `flowjax.data.mesh`; without the axis `rows` every device has all rows.
 
     Returns:
         A `ClosedFormField` of `jax.ShapeDtypeStruct`s, to be lowered with and for nothing else.
@@ -26,15 +39,18 @@ def abstract_field(shape: DataShape, mesh: Any) -> Any:
 
     # The treedef of a small real field, the leaves of the large one.
     small = ClosedFormField(jnp.zeros((1, *shape.event_shape), shape.dtype))
-    structure = dataclasses.replace(small._static, placement=(mesh, "data") if mesh.size > 1 else None)
-    n = padded(shape.num_points, mesh.size)
+    structure = dataclasses.replace(
+        small._static, placement=(mesh, ROWS) if ROWS in mesh.axis_names else None
+    )
+    split = tuple(axis for axis in mesh.axis_names if axis == ROWS)
+    n = padded(shape.num_points, mesh.shape.get(ROWS, 1))
 
     def leaf(sides, dtype, *spec):
         return jax.ShapeDtypeStruct(sides, dtype, sharding=jax.NamedSharding(mesh, jax.P(*spec)))
 
     rows = Rows(
-        data=leaf((n, *shape.event_shape), shape.dtype, "data"),  # type: ignore[arg-type]
-        square_norms=leaf((n,), "float32", "data"),  # type: ignore[arg-type]
+        data=leaf((n, shape.dimension), shape.dtype, *split),  # type: ignore[arg-type]
+        square_norms=leaf((n,), "float32", *split),  # type: ignore[arg-type]
         log_weights=None,
         labels=None,
         centre=None,
@@ -71,13 +87,14 @@ def train_config(shape: DataShape, batch: int) -> Any:
 
 
 def lower_field(shape: DataShape, batch: int, mesh: Any) -> Any:
-    """`field(x, t)` for [batch, *event] queries on every device, lowered."""
+    """`field(x, t)` for [batch, *event] queries split over all devices (where they divide), lowered."""
     import jax
 
-    whole = jax.NamedSharding(mesh, jax.P())
-    x = jax.ShapeDtypeStruct((batch, *shape.event_shape), "float32", sharding=whole)
-    t = jax.ShapeDtypeStruct((batch,), "float32", sharding=whole)
-    return jax.jit(lambda field, x, t: field(x, t)).lower(abstract_field(shape, mesh), x, t)
+    split = jax.NamedSharding(mesh, jax.P() if batch % mesh.size else jax.P(mesh.axis_names))
+    x = jax.ShapeDtypeStruct((batch, *shape.event_shape), "float32", sharding=split)
+    t = jax.ShapeDtypeStruct((batch,), "float32", sharding=split)
+    evaluate = jax.jit(lambda field, x, t: field(x, t), out_shardings=split)
+    return evaluate.lower(abstract_field(shape, mesh), x, t)
 
 
 def lower_step(shape: DataShape, batch: int, mesh: Any, *, exact: bool = True) -> Any:
@@ -114,4 +131,4 @@ def lower_step(shape: DataShape, batch: int, mesh: Any, *, exact: bool = True) -
     field = abstract_field(shape, mesh)
     target = targets.closed_form(field) if exact else targets.conditional(field.path)
     program: Any = make_step(config, structure[0])  # a jitted function, typed as a plain one
-    return program.lower(state, spread(rows, "data"), target, None)
+    return program.lower(state, spread(rows, mesh.axis_names), target, None)

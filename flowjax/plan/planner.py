@@ -14,7 +14,7 @@ from pathlib import Path
 from flowjax.closed_form.shapes import DataShape
 
 from .chips import Slice, parse_topology, slices_of
-from .estimates import Estimate
+from .estimates import Estimate, choose_rows_over
 from .hlo import Program
 from .lowering import check_batch, train_config
 
@@ -24,6 +24,7 @@ def estimate(
     shape: DataShape,
     batch: int,
     *,
+    rows_over: int | None = None,
     step: bool = True,
     fast: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -34,6 +35,8 @@ def estimate(
         topology: such as v5e:16x16.
         shape: the data set.
         batch: queries, and examples of a training step.
+        rows_over: devices that the rows are split over; None chooses as training on TPUs does, and all of them where
+            that does not fit.
         step: compile the training step too.
         fast: compile with little effort: a program less optimised, estimated times two to three times higher.
         say: told what is being compiled, before and after.
@@ -42,16 +45,17 @@ def estimate(
         ValueError: no such topology, a batch that cannot be split over it, a picture that the network cannot take.
         RuntimeError: no TPU compiler here, or it failed.
     """
-    result = _compile_both(parse_topology(topology), shape, batch, step, fast, say)
+    result = _compile_both(parse_topology(topology), shape, batch, rows_over, step, fast, say)
     if result.fits:
         return result
     larger = [place for place in slices_of(result.slice.kind) if place.num_devices > result.slice.num_devices]
     untried = [place for place in larger if step and batch % place.num_devices]
-    smallest = _smallest(result, [place for place in larger if place not in untried], step, fast, say)
+    tried = [place for place in larger if place not in untried]
+    smallest = _smallest(result, tried, rows_over, step, fast, say)
     return dataclasses.replace(result, smallest=smallest, untried=tuple(place.name for place in untried))
 
 
-def check(topology: str, shape: DataShape, batch: int, *, step: bool) -> None:
+def check(topology: str, shape: DataShape, batch: int, *, step: bool, rows_over: int | None = None) -> None:
     """What `estimate` would refuse, without compiling. Errors as there."""
     if importlib.util.find_spec("libtpu") is None:
         raise RuntimeError(
@@ -60,21 +64,39 @@ def check(topology: str, shape: DataShape, batch: int, *, step: bool) -> None:
     place = parse_topology(topology)
     if batch < 1:
         raise ValueError(f"--batch must be at least 1, got {batch}")
+    if rows_over is not None and (rows_over < 1 or place.num_devices % rows_over):
+        raise ValueError(
+            f"--rows-over {rows_over} does not divide the {place.num_devices} devices of {topology}"
+        )
     if step:
         check_batch(batch, place.num_devices)
         train_config(shape, batch)
 
 
-def _compile_both(place: Slice, shape: DataShape, batch: int, step: bool, fast: bool, say) -> Estimate:
-    field, _ = _compile(place, shape, batch, False, fast, say)
-    result = Estimate(place.name, shape, batch, field)
+def _compile_both(
+    place: Slice, shape: DataShape, batch: int, rows_over: int | None, step: bool, fast: bool, say
+) -> Estimate:
+    chosen = rows_over or choose_rows_over(shape, batch, place)
+    result = _compile_split(place, shape, batch, chosen, step, fast, say)
+    if result.fits or rows_over or chosen == place.num_devices:
+        return result
+    return _compile_split(place, shape, batch, place.num_devices, step, fast, say)
+
+
+def _compile_split(
+    place: Slice, shape: DataShape, batch: int, rows_over: int, step: bool, fast: bool, say
+) -> Estimate:
+    field, _ = _compile(place, shape, batch, rows_over, False, fast, say)
+    result = Estimate(place.name, shape, batch, rows_over, field)
     if not step or not field.fits:
         return result
-    program, operations = _compile(place, shape, batch, True, fast, say)
+    program, operations = _compile(place, shape, batch, rows_over, True, fast, say)
     return dataclasses.replace(result, step=program, network_operations=operations)
 
 
-def _smallest(failed: Estimate, larger: list[Slice], step: bool, fast: bool, say) -> str | None:
+def _smallest(
+    failed: Estimate, larger: list[Slice], rows_over: int | None, step: bool, fast: bool, say
+) -> str | None:
     """The first of these slices that compiles, leaving out those where even the memory model says no.
 
     The model is optimistic: of the field everything but the rows stays as it is, of a step everything shrinks with
@@ -84,19 +106,19 @@ def _smallest(failed: Estimate, larger: list[Slice], step: bool, fast: bool, say
     rows = failed.shape.num_points * failed.shape.row_bytes
     for place in larger:
         if failed.step is None:
-            least = failed.field.needed - rows / here.num_devices + rows / place.num_devices
+            least = failed.field.needed - rows / failed.rows_over + rows / (rows_over or place.num_devices)
         else:
             least = failed.step.needed * here.num_devices / place.num_devices
         if (
             least <= place.device_memory
-            and _compile_both(place, failed.shape, failed.batch, step, fast, say).fits
+            and _compile_both(place, failed.shape, failed.batch, rows_over, step, fast, say).fits
         ):
             return place.name
     return None
 
 
 def _compile(
-    place: Slice, shape: DataShape, batch: int, step: bool, fast: bool, say
+    place: Slice, shape: DataShape, batch: int, rows_over: int, step: bool, fast: bool, say
 ) -> tuple[Program, float]:
     """In a process of its own: the program, and the network's operations for a step."""
     what = "a training step" if step else "the field"
@@ -107,6 +129,7 @@ def _compile(
             "topology": place.name,
             "shape": dataclasses.asdict(shape),
             "batch": batch,
+            "rows_over": rows_over,
             "step": step,
             "fast": fast,
             "answer": str(answer),

@@ -10,7 +10,7 @@ from flowjax.closed_form.shapes import DataShape
 
 from .chips import parse_topology
 from .hlo import Program, out_of_memory, read_hlo
-from .lowering import lower_field, lower_step
+from .lowering import lower_field, lower_step, slice_mesh
 
 
 def compile_program(lowered: Any, num_devices: int, *, fast: bool = False) -> Program:
@@ -32,7 +32,7 @@ def compile_program(lowered: Any, num_devices: int, *, fast: bool = False) -> Pr
         if asked is None:
             raise
         seconds = time.perf_counter() - begin
-        return Program(asked, 0, 0, False, None, (), 0, {}, 0, seconds)
+        return Program(asked, 0, 0, False, None, None, (), 0, {}, 0, seconds)
     seconds = time.perf_counter() - begin
     stats = compiled.memory_analysis()
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
@@ -50,7 +50,6 @@ def compile_program(lowered: Any, num_devices: int, *, fast: bool = False) -> Pr
 
 def _work(request: dict[str, Any]) -> dict[str, Any]:
     import jax
-    import numpy as np
     from jax.experimental import topologies
 
     place = parse_topology(request["topology"])
@@ -61,7 +60,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         devices = topologies.get_topology_desc(topology_name=place.name, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"the TPU compiler knows no topology {place.name!r}: {error}") from None
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = slice_mesh(devices, request["rows_over"])
     lowered = (
         lower_step(shape, request["batch"], mesh)
         if request["step"]

@@ -1,6 +1,8 @@
 """The parts of a run, built from its configuration and data and put on the devices; and what its target costs."""
 
+import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,8 @@ from flax import nnx
 
 import flowjax as fj
 from flowjax.closed_form import ClosedFormField
+from flowjax.closed_form.construct import put
+from flowjax.data._placement import ROWS
 
 from .config import TrainConfig
 from .state import TrainState, create
@@ -20,7 +24,8 @@ class Assembly(NamedTuple):
     """What the loop turns over.
 
     Attributes:
-        mesh: batches are split over it; everything else lies on each of its devices.
+        mesh: batches are split over it, the rows of an exact target over its axis `rows` if it has one; everything else
+            lies on each of its devices.
         target: the regression target.
         rows: the data set, for targets that need more of it than the batch; else None.
         graphdef: the network's structure.
@@ -41,7 +46,9 @@ class Assembly(NamedTuple):
 def assemble(config: TrainConfig, dataset: fj.data.Dataset, mesh: jax.sharding.Mesh) -> Assembly:
     """Build and place the parts of a run. Touches no file."""
     everywhere = jax.NamedSharding(mesh, jax.P())
-    target, rows = jax.device_put(make_target(config, dataset), everywhere)
+    target, rows = make_target(config, dataset, mesh)
+    if not _splits_rows(config, mesh):
+        target, rows = jax.device_put((target, rows), everywhere)
     graphdef, state = create(config)
     return Assembly(
         mesh=mesh,
@@ -54,19 +61,55 @@ def assemble(config: TrainConfig, dataset: fj.data.Dataset, mesh: jax.sharding.M
     )
 
 
-def make_field(config: TrainConfig, dataset: fj.data.Dataset) -> ClosedFormField:
-    """The exact field of the data set as this run sees it: its path, its flips, its classes."""
-    labels = dataset.labels if config.data.class_conditional else None
+def make_mesh(
+    config: TrainConfig, dataset: fj.data.Dataset, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """The mesh of a run, over all devices or those given. Errors as for `flowjax.data.mesh`."""
+    devices = jax.devices() if devices is None else list(devices)
+    over = config.rows_over
+    if over is None:
+        over = 1
+        if config.target.name == "closed-form" and devices[0].platform == "tpu":
+            memory = devices[0].memory_stats()["bytes_limit"]
+            over = fj.data.rows_over(len(devices), config.batch_size, dataset.images.nbytes, memory)
+    return fj.data.mesh(devices, rows_over=over)
+
+
+def _splits_rows(config: TrainConfig, mesh: jax.sharding.Mesh) -> bool:
+    return config.target.name == "closed-form" and ROWS in mesh.axis_names
+
+
+def make_field(
+    config: TrainConfig, dataset: fj.data.Dataset, mesh: jax.sharding.Mesh | None = None
+) -> ClosedFormField:
+    """The exact field of the data set as this run sees it: its path, its flips, its classes.
+
+    Rows are split over the mesh's axis `rows` if it has one, filled up with rows of no weight where it does not divide
+    them.
+    """
+    images, labels = dataset.images, dataset.labels if config.data.class_conditional else None
+    weights = None
+    if mesh is not None and _splits_rows(config, mesh):
+        split = jax.NamedSharding(mesh, jax.P(ROWS))
+        missing = -len(images) % mesh.shape[ROWS]
+        if missing:
+            weights = np.repeat(np.asarray([1, 0], np.float32), [len(images), missing])
+            images = np.concatenate([images, images[:1].repeat(missing, 0)])
+            labels = None if labels is None else np.concatenate([labels, labels[:1].repeat(missing)])
+        images, labels, weights = put((images, labels, weights), split)
     return ClosedFormField(
-        dataset.images,
+        images,
         config.target.build_path(),
         method=config.target.method,
         labels=labels,
+        weights=weights,
         horizontal_flip=config.data.horizontal_flip,
     )
 
 
-def make_target(config: TrainConfig, dataset: fj.data.Dataset) -> tuple[fj.targets.Target, jax.Array | None]:
+def make_target(
+    config: TrainConfig, dataset: fj.data.Dataset, mesh: jax.sharding.Mesh | None = None
+) -> tuple[fj.targets.Target, jax.Array | None]:
     """The target and the rows it needs beside the batch (None for targets that need none)."""
     path = config.target.build_path()
     if config.target.name == "conditional":
@@ -79,7 +122,7 @@ def make_target(config: TrainConfig, dataset: fj.data.Dataset) -> tuple[fj.targe
             horizontal_flip=config.data.horizontal_flip,
         )
         return target, jnp.asarray(dataset.images)
-    return fj.targets.closed_form(make_field(config, dataset)), None
+    return fj.targets.closed_form(make_field(config, dataset, mesh)), None
 
 
 def time_target(config: TrainConfig, dataset: fj.data.Dataset, *, rounds: int = 7) -> dict[str, float]:
@@ -90,7 +133,9 @@ def time_target(config: TrainConfig, dataset: fj.data.Dataset, *, rounds: int = 
     devices = jax.devices()
     part = config.batch_size // config.optimizer.accumulate
     count = max(k for k in range(1, len(devices) + 1) if part % k == 0)
-    parts = assemble(config, dataset, fj.data.mesh(devices[:count]))
+    if config.rows_over is not None and count % config.rows_over:
+        config = dataclasses.replace(config, rows_over=None)
+    parts = assemble(config, dataset, make_mesh(config, dataset, devices[:count]))
     state = parts.state
     batch = fj.data.place(next(parts.iterator), parts.mesh)
     example = draw(config, jax.random.key(0), batch, parts.rows)

@@ -17,7 +17,7 @@ import numpy as np
 
 import flowjax as fj
 
-from .assembly import assemble
+from .assembly import assemble, make_mesh
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .evaluation import GRID, FrechetScore
@@ -62,7 +62,7 @@ def train(
     else:
         run.check_free()
     dataset = config.data.load() if dataset is None else dataset
-    mesh = fj.data.mesh()
+    mesh = make_mesh(config, dataset)
     _check(config, dataset, mesh)
     if resume:
         run.check_resumable(config, dataset.fingerprint)

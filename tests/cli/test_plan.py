@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from flowjax import plan
+from flowjax import data, plan
 from flowjax.cli import main
 from flowjax.closed_form.shapes import SHAPES, DataShape, parse
 from flowjax.plan import planner
@@ -19,6 +19,7 @@ PROGRAM = plan.Program(
     temporaries=2 * GIB,
     fits=True,
     cycles=3e6,
+    cycles_most=4e6,
     loops=((7, 4e5),),
     loops_unknown=0,
     collectives={"all-reduce": 2},
@@ -40,10 +41,10 @@ def compiler(monkeypatch):
     """A compiler that answers at once: the list of (topology, step), and a room that programs fit in or not."""
     asked = []
 
-    def answer(place, shape, batch, step, fast, say):
+    def answer(place, shape, batch, rows_over, step, fast, say):
         asked.append((place.name, step))
         rows = shape.num_points * shape.row_bytes
-        needed = 3 * GIB + rows / place.num_devices
+        needed = 3 * GIB + rows / rows_over
         if step:
             needed += 80 * GIB / place.num_devices
         return dataclasses.replace(
@@ -103,6 +104,7 @@ def test_wrong_data(capsys, text, part):
         (["--topology", "v5e"], "there is no topology 'v5e'"),
         (["--batch", "1000"], "a multiple of 16"),
         (["--batch", "0", "--no-step"], "--batch must be at least 1, got 0"),
+        (["--rows-over", "3"], "does not divide the 16 devices of v5e:4x4"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--data", "1000,30,30,3"], "cannot be halved"),
         (["--json", "no/such/folder/plan.json"], "there is no folder"),
@@ -124,7 +126,17 @@ def test_what_does_not_fit_names_the_smallest_slice(capsys, compiler):
     assert "the training step of imagenet-64 with batch 1024 does not fit on v5e:2x2" in error
     assert "it needs 26.7 GiB a chip of 16 GiB" in error
     assert error.endswith("the smallest slice of v5e that does is v5e:2x4\n")
-    assert compiler == [("v5e:2x2", False), ("v5e:2x2", True), ("v5e:2x4", False), ("v5e:2x4", True)]
+    # On eight chips first split over four, which a quarter of their memory would allow.
+    assert compiler == [("v5e:2x2", False), ("v5e:2x2", True), *[("v5e:2x4", False), ("v5e:2x4", True)] * 2]
+
+
+def test_rows_are_split_as_told(tmp_path, compiler):
+    out = tmp_path / "plan.json"
+    argv = ["--topology", "v5e:4x4", "--rows-over", "8", "--no-step", "--json", str(out)]
+    assert main(["plan", *argv]) == 0
+    (entry,) = json.loads(out.read_text())
+    assert entry["rows_over"] == 8
+    assert compiler == [("v5e:4x4", False)]
 
 
 def test_slices_that_the_rows_alone_would_fill_are_not_compiled(capsys, compiler):
@@ -159,12 +171,13 @@ def test_table_and_json(capsys, tmp_path, compiler):
     assert all(topology in text for topology in plan.TOPOLOGIES)
     entries = {entry["topology"]: entry for entry in json.loads(out.read_text())}
     entry = entries["v5e:16x16"]
-    assert entry["num_points_padded"] == 1_281_280
-    assert "(113 padded)" in text
+    assert entry["rows_over"] == 16  # 64 queries for each of 256 chips; a gigabyte of rows
+    assert entry["num_points_padded"] == 1_281_168
+    assert "80073, over 16 (1 padded)" in text
     assert entry["field"]["seconds"] == pytest.approx(3e6 / 1.5e9)
     assert entry["fits"]
-    # Six bfloat16 products for each of two float32 ones, 5005 rows a chip.
-    assert entry["field"]["roofline_seconds"] == pytest.approx(6 * 4 * 5005 * 1024 * 12_288 / 197e12)
+    # Six bfloat16 products for each of two float32 ones.
+    assert entry["field"]["roofline_seconds"] == pytest.approx(6 * 4 * 80_073 * 64 * 12_288 / 197e12)
     assert entry["step"]["roofline_seconds"] == pytest.approx(
         entry["field"]["roofline_seconds"] + 1e15 / (256 * 197e12)
     )
@@ -221,24 +234,37 @@ HLO = """HloModule jit_f, is_scheduled=true
   ROOT %converged = pred[] custom-call(%p)
 }
 
+%branch.1 (p: f32[8,128]) -> f32[8,128] {
+  %f = f32[8,128] fusion(%p), kind=kLoop, calls=%region_1, backend_config={"estimated_cycles":"50"}
+  %w = (s32[], f32[8,128]) while(%t), condition=%cond.2, body=%body.2
+}
+
+%branch.2 (p: f32[8,128]) -> f32[8,128] {
+  %f = f32[8,128] fusion(%p), kind=kLoop, calls=%region_1, backend_config={"estimated_cycles":"20"}
+  %r = f32[4,128]{1,0} all-to-all(%f), channel_id=2, replica_groups=[2,2]<=[4]
+}
+
 ENTRY %main (p: f32[8,128]) -> f32[8,128] {
   %f = f32[8,128] fusion(%p), kind=kLoop, calls=%region_1, backend_config={"estimated_cycles":"1000"}
   %w = (s32[], f32[8,128]) while(%t), condition=%cond.1, body=%body.1
   %g = (bf16[4,2], bf16[16,2]{1,0}) all-gather-start(%f), dimensions={0}
   %d = bf16[16,2] all-gather-done(%g)
   %open = s32[] while(%t), condition=%cond.3, body=%body.2
+  %some = f32[8,128] conditional(%p, %f, %f), branch_computations={%branch.1, %branch.2}
 }
 """
 
 
 def test_loops_count_as_often_as_they_turn():
     read = plan.read_hlo(HLO, 4)
-    assert read["cycles"] == 1000 + 7 * (100 + 3 * 10) + 10
+    assert read["cycles"] == 1000 + 7 * (100 + 3 * 10) + 10 + 20
+    assert read["cycles_most"] == 1000 + 7 * (100 + 3 * 10) + 10 + 50 + 3 * 10
     assert read["loops"] == ((7, 130.0), (3, 10.0), (1, 10.0))
     assert read["loops_unknown"] == 1
-    assert read["collectives"] == {"all-reduce": 7, "all-gather": 1}
+    assert read["collectives"] == {"all-reduce": 7, "all-gather": 1, "all-to-all": 1}
     # An all-reduce of 4096 bytes over 4 devices sends 3/4 of them twice; of a gather's 64 bytes 3/4 come of others.
-    assert read["sent"] == 7 * 2 * 0.75 * 4096 + 0.75 * 64
+    # The branch's exchange is among two devices.
+    assert read["sent"] == 7 * 2 * 0.75 * 4096 + 0.75 * 64 + 0.5 * 2048
 
 
 def test_running_out_of_memory_is_read():
@@ -248,7 +274,7 @@ def test_running_out_of_memory_is_read():
 
 
 def test_programs_lower_from_shapes_alone():
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = data.mesh(jax.devices()[:1])
     shape = DataShape("rows", 1001, (3,), "bfloat16")
     text = plan.lower_field(shape, 8, mesh).as_text()
     assert "tensor<1001x3xbf16>" in text
@@ -275,12 +301,13 @@ def test_a_real_compilation(capsys, tmp_path):
     assert "v5e:2x2: compiling the field" in capsys.readouterr().out
     (entry,) = json.loads(Path(out).read_text())
     assert entry["num_devices"] == 4
-    assert entry["num_points_padded"] == 50_004
+    assert entry["num_points_padded"] == 50_002
     assert entry["fits"]
-    # The pass goes over 12 501 rows a chip in blocks of 512, the candidates are 16: loops that the text must hold.
-    assert {25, 16} <= {trips for trips, _ in entry["field"]["loops"]}
+    assert entry["rows_over"] == 2
+    # The pass goes over 25 001 rows a chip in blocks of 512, the candidates are 16: loops that the text must hold.
+    assert {49, 16} <= {trips for trips, _ in entry["field"]["loops"]}
     assert entry["field"]["loops_unknown"] == 0
-    assert entry["field"]["arguments"] >= 12_501 * 2
+    assert entry["field"]["arguments"] >= 25_001 * 2
     assert sum(entry["field"]["collectives"].values()) > 0
     assert entry["field"]["cycles"] > 0
     assert 0 < entry["target_share_of_step"] <= 1

@@ -22,7 +22,7 @@ def fields(data, **options):
 
 def check_pass(data, b, *, block_size=None, weights=None, labels=None, scalars=True, tolerance=3e-5):
     """One pass of the kernel against sums in float64 NumPy; queries from near-uniform to one-hot in one batch."""
-    rows = make_rows(as_rows(data), weights, labels, False)
+    rows = make_rows(as_rows(data)[0], weights, labels, None)
     n, d = rows.count, rows.dimension
     points = flat(fj.closed_form.to_float(np.asarray(data)))
     points = points - (0 if rows.centre is None else np.asarray(rows.centre, np.float64))
@@ -129,7 +129,7 @@ def test_storage_types(kind, dimension):
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_centred(kind):
     data = jnp.asarray(normal(0, 211, 12) + 100, kind)
-    assert make_rows(as_rows(data), None, None, False).centre is not None
+    assert make_rows(as_rows(data)[0], None, None, None).centre is not None
     check_pass(data, 7)
 
 

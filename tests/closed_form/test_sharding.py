@@ -8,7 +8,7 @@ import pytest
 from support import normal
 
 import flowjax as fj
-from flowjax.closed_form import moments
+from flowjax.closed_form import dense, moments, refine
 
 N, B, D = 104, 6, 12
 T = np.float32([0, 0.2, 0.5, 0.8, 0.95, 0.999])
@@ -165,6 +165,58 @@ def test_rows_over_two_axes_are_refused():
     data = jax.device_put(normal(0, N, D), jax.NamedSharding(mesh, jax.P(("a", "b"))))
     with pytest.raises(ValueError, match="several mesh axes"):
         fj.ClosedFormField(data)
+
+
+# -- which candidates a device re-scores -------------------------------------------------------------
+
+
+def test_the_best_of_all_devices_are_kept():
+    b, k = 11, 3
+    logits = -np.sort(-normal(3, 8, b, k), -1)
+    logits[5:, 2] = -np.inf  # a query that only five devices have rows for
+    logits[1:, 4] = -np.inf  # and one that has fewer rows than candidates
+    rest = np.full((8, b), -9, np.float32)
+
+    def local(logit, rest):
+        candidates = dense.Candidates(jax.numpy.zeros((b, k)), logit[0], rest[0])
+        kept = refine.best_of_all(candidates, "data")
+        return kept.logit[None], kept.rest[None]
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    kept, lost = jax.jit(mapped)(logits, rest)
+    limit = np.sort(logits.swapaxes(0, 1).reshape(b, -1))[:, -k]
+    keep = logits >= limit[:, None]
+    np.testing.assert_array_equal(kept, np.where(keep, logits, -np.inf))
+    np.testing.assert_array_equal(lost, np.maximum(np.where(keep, -np.inf, logits).max(-1), rest))
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_candidates_of_all_queries_on_one_device(flips):
+    """More pairs than there is room for packed ones: nothing may get lost."""
+    data = normal(0, N, 2, 3, 2)
+    data[: N // 8] = (
+        data[0] + 1e-3 * data[: N // 8]
+    )  # all of them as near, in turns, and 13 candidates a query
+    t = np.full(B, 0.99, np.float32)
+    x = (1 - t).reshape(-1, 1, 1, 1) * normal(1, B, 2, 3, 2) + 0.99 * data[:B]
+    single = fj.ClosedFormField(data, horizontal_flip=flips)
+    sharded = fj.ClosedFormField(place(data), horizontal_flip=flips)
+    expected, found = single.posterior(x, t), sharded.posterior(x, t)
+    assert (np.asarray(expected.effective_sample_size) > 3).all()
+    assert (
+        np.asarray(found.error_bound) < 1e-4 * np.linalg.norm(found.velocity.reshape(B, -1), axis=1)
+    ).all()
+    for name, a, b in zip(expected._fields, expected, found, strict=True):
+        if name != "error_bound":
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+    def total(field, x):
+        return (field(x, t) ** 2).sum()
+
+    expected = jax.grad(total, 1)(single, x)
+    gradient = jax.grad(total, 1)(sharded, x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 # -- how float64 is merged on a TPU, run on the CPU --------------------------------------------------

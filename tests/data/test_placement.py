@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from flowjax.data import Dataset, batches, mesh, place
+from flowjax.data import Dataset, batches, mesh, place, rows_over
 
 
 def test_mesh_covers_the_devices():
@@ -15,6 +15,26 @@ def test_mesh_covers_the_devices():
     assert mesh(jax.devices()[2:5]).devices.tolist() == jax.devices()[2:5]
     with pytest.raises(ValueError, match="at least one device"):
         mesh([])
+
+
+def test_a_mesh_that_splits_rows():
+    grid = mesh(rows_over=4)
+    assert dict(grid.shape) == {"data": 2, "rows": 4}
+    placed = place(np.arange(16), grid)  # a batch goes over both axes
+    assert [s.data.tolist() for s in placed.addressable_shards] == [[2 * k, 2 * k + 1] for k in range(8)]
+    with pytest.raises(ValueError, match="rows_over=3 does not divide 8 devices"):
+        mesh(rows_over=3)
+    with pytest.raises(ValueError, match=r"\(12,\) cannot be split over 8 devices"):
+        place(np.zeros(12), grid)
+
+
+def test_rows_are_split_over_as_few_devices_as_will_do():
+    gib = 2**30
+    assert rows_over(1, 8, 1e12, gib) == 1
+    assert rows_over(256, 1024, 1e6, gib) == 16  # 64 queries a device
+    assert rows_over(256, 1 << 14, 1e6, gib) == 1
+    assert rows_over(256, 1 << 14, 2 * gib, gib) == 8  # a quarter of the memory
+    assert rows_over(256, 8, 1e6, gib) == 256
 
 
 def test_rows_are_split_in_order():

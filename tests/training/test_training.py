@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,7 @@ def test_json_round_trip():
         ({"optimizer": training.OptimizerConfig(ema_decay=1.0)}, "ema_decay"),
         ({"data": training.DataConfig(class_conditional=True)}, "num_classes"),
         ({"num_samples": 1}, "at least 2"),
+        ({"rows_over": 0}, "rows_over must be at least 1"),
     ],
 )
 def test_bad_configurations(changes, match):
@@ -295,6 +297,26 @@ def test_every_device_differentiates_its_own_rows(accumulate, batch_and_target):
     rows = 16 // accumulate
     assert f"f32[{rows // 8},{width}]" in text
     assert f"f32[{rows},{width}]" not in text
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_rows_split_over_devices_train_alike(tmp_path, labelled):
+    """Rows over four of eight devices, filled up with one that has no weight, against all of them on each."""
+    moons = fj.data.load("two-moons", num_points=203)
+    changes: dict[str, Any] = {}
+    if labelled:
+        changes["data"] = training.DataConfig(source="two-moons", class_conditional=True)
+        changes["model"] = models.MLPConfig(event_shape=(2,), width=32, num_classes=2)
+    losses = {}
+    for over in (1, 4):
+        config = tiny(rows_over=over, **changes)
+        parts = assembly.assemble(config, moons, assembly.make_mesh(config, moons))
+        if over == 4:
+            assert parts.target.field.num_points == 204
+            assert parts.target.field.data.sharding.spec[0] == "rows"
+        run = training.train(config, tmp_path / str(over), dataset=moons)
+        losses[over] = [line["loss"] for line in lines(run)]
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-4)
 
 
 def test_the_state_s_buffers_are_donated(batch_and_target):
