@@ -1,8 +1,8 @@
 """The exact field on TPU slices, by the TPU compiler, ahead of time: bytes, estimated time, collectives.
 
-CIFAR-10, ImageNet-64 and latents at batch 1024, for one chip of every slice, the rows split over as few chips as training
-would take. Nothing here ran on a device; the limit is that of public figures (`flowjax plan --help` says what every column
-is). Twenty minutes on two cores; needs `pip install "jax[tpu]"`.
+CIFAR-10, ImageNet-64 and latents at batch 1024, for one chip of every slice, the rows split over as few chips as
+training would take. Nothing here ran on a device; the limit is that of public figures (`flowjax plan --help` says what
+every column is). Twenty minutes on two cores; needs `pip install "jax[tpu]"`.
 """
 
 import importlib.metadata
@@ -42,7 +42,15 @@ def run() -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
-    header = ["rows", "slice", "split over", "memory of a chip", "compiler's estimate", "limit", "sent, collectives"]
+    header = [
+        "rows",
+        "slice",
+        "split over",
+        "memory of a chip",
+        "compiler's estimate",
+        "limit",
+        "sent, collectives",
+    ]
     rows = []
     for each in result["estimates"]:
         shape, field = each["shape"], each["field"]

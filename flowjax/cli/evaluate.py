@@ -12,8 +12,10 @@ _HELP = """Evaluate a run's newest checkpoint: Fréchet distance, memorisation, 
 
 Writes evaluation.json, samples/final.png, samples/nearest.png and report.html into the run directory.
 
-example:
+examples:
   flowjax evaluate runs/digits --num 1000
+  flowjax evaluate runs/digits --full
+  flowjax evaluate runs/cifar10 --num 50000 --weights pt_inception-2015-12-05-6726825d.pth
 """
 
 
@@ -27,20 +29,33 @@ class Evaluate:
     """Samples to draw; the run's own number by default."""
     seed: int = 1
     """Of the samples' noise."""
+    full: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Kernel distance, precision and recall, density and coverage too, against training and held-out rows."""
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The torch file of FID-Inception: all measures in its features. It is read without running anything in it."""
 
 
 def run(argv: list[str]) -> int:
     """Entry of the subcommand."""
     options = parse(Evaluate, argv, "flowjax evaluate", _HELP)
 
+    from flowjax.metrics import Scores
     from flowjax.report import write_report
     from flowjax.training.config import check_seed
     from flowjax.training.evaluation import evaluate
 
     check_seed(options.seed)
-    result = evaluate(options.run_dir, num_samples=options.num, seed=options.seed)
+    result = evaluate(
+        options.run_dir,
+        num_samples=options.num,
+        seed=options.seed,
+        full=options.full,
+        weights=options.weights,
+    )
     print(f"step {result['step']}, {result['num_samples']} samples, {result['num_evaluations']} evaluations")
     print(summary(result))
+    for scores in result.get("scores", ()):
+        print(Scores(**scores))
     print(f"report: {write_report(options.run_dir)}")
     return 0
 

@@ -41,6 +41,7 @@ def _page(run_dir: Path, config: dict, metrics: list[dict], evaluation: dict) ->
         _cards(metrics, evaluation),
         _pictures(run_dir, evaluation),
         _curves(metrics),
+        _scores(evaluation),
         _collapse(evaluation),
         _timings(evaluation),
         f"<details><summary>Configuration</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>",
@@ -124,6 +125,18 @@ def _curves(metrics: list[dict]) -> str:
         )
     inner = "".join(f"<figure>{f}</figure>" for f in figures)
     return f'<h2>Training</h2><div class="pair">{inner}</div>'
+
+
+def _scores(evaluation: dict) -> str:
+    parts = []
+    for scores in evaluation.get("scores", ()):
+        of = (
+            f"{scores['num_samples']} samples against {scores['reference']} ({scores['num_reference']} rows), "
+            f"features: {scores['network']}"
+        )
+        notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in scores["notes"])
+        parts.append(f"<p>{html.escape(of)}</p>{facts('', scores['values'])}{notes}")
+    return "<h2>All measures</h2>" + "".join(parts) if parts else ""
 
 
 def _collapse(evaluation: dict) -> str:

@@ -92,21 +92,54 @@ def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 
     }
 
 
-def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed: int = 1) -> dict[str, Any]:
+def references(
+    dataset: fj.data.Dataset, weights: str | os.PathLike | None = None
+) -> list[fj.metrics.Reference]:
+    """What samples are scored against in full: the training rows, and the held-out ones where there are any.
+
+    Args:
+        dataset: of the run.
+        weights: the torch file of FID-Inception; None takes the best network at hand, see `features.for_dataset`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, a file of another network, or pictures that it does not take.
+        RuntimeError: the package of the network for colour pictures is missing.
+    """
+    network = fj.metrics.features.for_dataset(dataset, weights=weights)
+    splits = {"train": dataset.images, "test": dataset.test_images}
+    return [
+        fj.metrics.Reference.of(images, network, name=f"{dataset.name} {split}")
+        for split, images in splits.items()
+        if images is not None
+    ]
+
+
+def evaluate(
+    run_dir: str | os.PathLike,
+    *,
+    num_samples: int | None = None,
+    seed: int = 1,
+    full: bool = False,
+    weights: str | os.PathLike | None = None,
+) -> dict[str, Any]:
     """Evaluate the newest checkpoint: writes evaluation.json, samples/final.png and samples/nearest.png.
 
     Args:
         run_dir: a run.
         num_samples: samples to draw; None takes the run's own number.
         seed: of their noise.
+        full: all measures of `flowjax.metrics.SampleScore` too, against every one of `references`: kernel distance,
+            precision and recall, density and coverage. Squares of the number of rows: minutes at 50 000.
+        weights: the torch file of FID-Inception, for its features in these; implies `full`.
 
     Returns:
-        What evaluation.json holds.
+        What evaluation.json holds; in full with the list "scores", one for each reference.
 
     Raises:
-        FileNotFoundError: no run, or no checkpoint yet.
-        ValueError: fewer than 2 samples, or a source that holds other data than the run was trained on.
-        RuntimeError: no checkpoint can be read, or the solver gives up on the network.
+        FileNotFoundError: no run, no checkpoint yet, or no file of weights.
+        ValueError: fewer than 2 samples, a source that holds other data than the run was trained on, or weights of
+            another network.
+        RuntimeError: no checkpoint can be read, the solver gives up on the network, or a package is missing.
     """
     run = RunDirectory(run_dir)
     config = run.config()
@@ -116,6 +149,7 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
     dataset = config.data.load()
     run.check_data(config, dataset.fingerprint)
     config, graphdef, params, step = load_network(run)
+    compared = references(dataset, weights) if full or weights is not None else []
     labels = spread_labels(run.class_counts(), num_samples)
     begin = time.perf_counter()
     samples, num_evaluations = draw_samples(config, graphdef, params, num_samples, seed=seed, labels=labels)
@@ -143,6 +177,9 @@ def evaluate(run_dir: str | os.PathLike, *, num_samples: int | None = None, seed
         "timings": {**time_target(config, dataset), "seconds_for_samples": sampling_seconds},
         "versions": versions(),
     }
+    if compared:
+        scores = (fj.metrics.SampleScore.against(reference).update(samples) for reference in compared)
+        result["scores"] = [score.compute().as_dict() for score in scores]
     run.samples.mkdir(exist_ok=True)
     save_grid(samples[:GRID], run.samples / "final.png")
     save_grid(np.asarray(dataset.images)[index[:GRID]], run.samples / "nearest.png")

@@ -55,6 +55,29 @@ def evaluated(tmp_path_factory):
     return run, training.evaluate(run.path)
 
 
+def test_in_full_samples_are_scored_against_training_and_held_out_rows(tmp_path):
+    generator = np.random.default_rng(5)
+    names = {"images": 40, "test_images": 30}
+    arrays = {name: generator.integers(0, 256, (n, 4, 4, 1), np.uint8) for name, n in names.items()}
+    np.savez(tmp_path / "pictures.npz", **arrays)
+    run = training.train(pictures(f"npz:{tmp_path / 'pictures.npz'}"), tmp_path / "run")
+    result = training.evaluate(run.path, full=True)
+    train, test = result["scores"]
+    assert (train["reference"], train["num_reference"]) == ("pictures train", 40)
+    assert (test["reference"], test["num_reference"]) == ("pictures test", 30)
+    assert train["num_samples"] == 16
+    for scores in (train, test):
+        assert {"kernel_distance", "precision", "recall", "density", "coverage"} <= scores["values"].keys()
+        assert not scores["published_network"]
+    # The same network and rows as the distance that every evaluation gives.
+    assert train["values"]["frechet_distance"] == pytest.approx(result["frechet_distance"], rel=1e-4)
+    assert json.loads(run.evaluation_file.read_text())["scores"] == result["scores"]
+    page = fj.report.write_report(run.path).read_text()
+    assert "16 samples against pictures test (30 rows)" in page
+    with pytest.raises(ValueError, match="4x4 are too small for FID-Inception"):
+        training.evaluate(run.path, weights=tmp_path / "none.pth")
+
+
 def test_the_target_curve_is_the_oracle_s():
     images = fj.data.load("two-moons", num_points=60).images
     field = fj.ClosedFormField(images)
