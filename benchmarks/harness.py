@@ -6,6 +6,7 @@ and medians are compared, so that a machine that slows down slows all of them.
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import platform
@@ -64,13 +65,16 @@ def product_case(name: str, rows: int, inner: int, columns: int) -> Case:
     """One float32 matrix product [rows, inner] × [inner, columns]: a limit of the machine itself."""
     left = jax.random.normal(jax.random.key(0), (rows, inner))
     right = jax.random.normal(jax.random.key(1), (inner, columns))
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
     return Case(name, lambda: product(left, right), 2.0 * rows * inner * columns)
 
 
-def both_products_case(name: str, x: jax.Array, data: jax.Array) -> Case:
+def both_products_case(
+    name: str, x: jax.Array, data: jax.Array, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+) -> Case:
     """x Yᵀ and W Y of a field's own shapes, apart from each other and with nothing in between."""
-    scores, average = jax.jit(lambda x, y: x @ y.T), jax.jit(jnp.matmul)
+    average = jax.jit(functools.partial(jnp.matmul, precision=precision))
+    scores = jax.jit(lambda x, y: jnp.matmul(x, y.T, precision=precision))
     weights = jnp.full((len(x), len(data)), 1 / len(data))
     return Case(name, lambda: (scores(x, data), average(weights, data)), 4.0 * len(x) * data.size)
 

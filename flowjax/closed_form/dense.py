@@ -131,17 +131,23 @@ class Settings:
         """Unit roundoff that the error analysis in `certificate` may count on."""
         if self.precision == "float64":
             return 2.0**-53
+        # Six products of bfloat16 pieces, as in equation (1) of `pallas_tpu`. An NVIDIA tensor core cuts off where a
+        # float32 addition would round, relative to the largest of up to 17 summands: 2u for each (Fasi, Higham,
+        # Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330, 2021).
+        if self.precision == "bfloat16x6":
+            return 2.3 * 2.0**-24
         # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
         return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
 
 
-def product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Contract axis axes[0] of a with axes[1] of b, in full precision.
+def product(a: jax.Array, b: jax.Array, axes: tuple[int, int], precision: str = "float32") -> jax.Array:
+    """Contract axis axes[0] of a with axes[1] of b, in full precision, or as six products of bfloat16 pieces.
 
     Not `jnp.matmul`: that asks for its result's dtype by name, which the rules of vmap and of transposition, applied
     outside the float64 island, cut down to float32.
     """
-    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=lax.Precision.HIGHEST)
+    how = lax.DotAlgorithmPreset.BF16_BF16_F32_X6 if precision == "bfloat16x6" else lax.Precision.HIGHEST
+    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=how)
 
 
 def uses_direct_differences(dimension: int) -> bool:
@@ -197,7 +203,7 @@ def _block_logits(
         logits = bias + (constant[:, None] - (0.5 / query.sigma**2)[:, None] * square)
     else:
         theta, c = natural_parameters(query)
-        logits = product(theta, points, (1, 1)) + (bias - c[:, None] * squares)
+        logits = product(theta, points, (1, 1), settings.precision) + (bias - c[:, None] * squares)
     if query.labels is not None and rows.labels is not None:
         row_labels = lax.dynamic_slice_in_dim(rows.labels, start, size)
         logits = jnp.where(query.labels[:, None] == row_labels, logits, -jnp.inf)
@@ -238,7 +244,7 @@ def _block_moments(
     return Moments(
         max=maximum,
         normaliser=jnp.sum(terms, 1),
-        weighted_sum=product(terms, points, (1, 0)),
+        weighted_sum=product(terms, points, (1, 0), settings.precision),
         scalars=scalars,
     )
 
@@ -338,7 +344,7 @@ def _moments_along(settings: Settings, primals, tangents):
     @jax.checkpoint
     def block(step, query, theta_dot, c_dot):
         points, squares, logits, _ = _block_logits(settings, query, rows, step)
-        speed = product(theta_dot, points, (1, 1)) - c_dot[:, None] * squares
+        speed = product(theta_dot, points, (1, 1), settings.precision) - c_dot[:, None] * squares
         return _block_moments(settings, total.max, logits, speed, points, squares)
 
     def body(carry, step):

@@ -47,6 +47,17 @@ def test_every_path_and_time(path, dimension):
         check(data, x, t, path=path)
 
 
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9, 0.999])
+def test_products_of_bfloat16_pieces(t):
+    """Their bound is that of a GPU's tensor cores, twice as large; what computes them here is a float32 product."""
+    data, noise = normal(0, 211, 40), normal(1, 9, 40)
+    x = (1 - np.float32(t)) * noise + np.float32(t) * data[:9]
+    posterior = check(data, x, t, precision="bfloat16x6")
+    plain = fj.ClosedFormField(data).posterior(x, t)
+    np.testing.assert_allclose(posterior.velocity, plain.velocity, rtol=1e-5, atol=1e-5)
+    assert np.all(posterior.error_bound >= plain.error_bound)
+
+
 @pytest.mark.parametrize("block_size", [None, 1, 7, 64, 211])
 def test_block_size_does_not_matter(block_size):
     data, x = normal(0, 211, 3, 2, 2), normal(1, 5, 3, 2, 2)
