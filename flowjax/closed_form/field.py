@@ -89,8 +89,9 @@ class ClosedFormField:
     memory; the data itself is a constant.
 
     Args:
-        data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept as it is and
-            converted block by block. float64 NumPy arrays are rounded to float32. For "streamed", "screened" and "auto"
+        data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept in its dtype and
+            converted block by block; a `jax.Array` of pictures is copied once, into flat rows. float64 NumPy arrays are
+            rounded to float32. For "streamed", "screened" and "auto"
             also the path of a `.npy` file, or what `flowjax.data.stream` opens; for "streamed" a `np.memmap` too, which
             the others load.
         path: Gaussian path.
