@@ -10,14 +10,15 @@ collectives between chips, and an estimate of the cycles of every fusion. What i
                 branches the cheaper one counts: the other re-scores what does not fit where candidates lie unevenly
     seconds     cycles over the clock of `CHIPS`
     roofline    a lower bound that does not come from the compiler: the two products of the pass in float32, which are
-                six bfloat16 products on a TPU, at the peak rate; or the bytes of the rows at the memory's bandwidth,
-                whichever takes longer. For a training step the network's operations come on top, at one bfloat16 pass
+                six bfloat16 products on a TPU (three for bfloat16 rows), at the peak rate; or the bytes of the rows at
+                the memory's bandwidth, whichever takes longer. For a training step the network's operations come on
+                top, at one bfloat16 pass
     transfers   bytes that a device sends in collectives; `transfer_seconds` is their time at the full rate of its links
     share       seconds of the field over those of the training step that holds it
 
 Rows lie split over groups of devices, each of which has all of them; queries, like a training batch, over all devices;
-parameters on every one, as `flowjax.training` does it. Each compilation runs in a
-process of its own: platform variables must be set before JAX is imported, and the compiler logs to standard error.
+parameters on every one, as `flowjax.training` does it. Each compilation runs in a process of its own: platform
+variables must be set before JAX is imported, and the compiler logs to standard error.
 """
 
 from .chips import CHIPS as CHIPS
