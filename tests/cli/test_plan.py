@@ -10,7 +10,8 @@ import pytest
 from flowjax import data, plan
 from flowjax.cli import main
 from flowjax.closed_form.shapes import SHAPES, DataShape, parse
-from flowjax.plan import planner
+from flowjax.models import MLPConfig
+from flowjax.plan import planner, worker
 
 GIB = 2**30
 PROGRAM = plan.Program(
@@ -281,6 +282,14 @@ def test_programs_lower_from_shapes_alone():
     assert "tensor<1001x3xbf16>" in plan.lower_step(shape, 8, mesh).as_text()
 
 
+def test_operations_of_the_network_are_counted():
+    shape = DataShape("rows", 1001, (64,), "float32")
+    one, two = (worker.network_operations(shape, batch) for batch in (64, 128))
+    width = MLPConfig(event_shape=(64,)).width
+    assert one > 6 * 64 * width**2  # forward and backward through one hidden layer at least
+    assert 1.5 < two / one < 2
+
+
 @pytest.mark.slow
 def test_a_real_compilation(capsys, tmp_path):
     pytest.importorskip("libtpu")
@@ -310,4 +319,5 @@ def test_a_real_compilation(capsys, tmp_path):
     assert entry["field"]["arguments"] >= 25_001 * 2
     assert sum(entry["field"]["collectives"].values()) > 0
     assert entry["field"]["cycles"] > 0
+    assert entry["network_operations"] > 0
     assert 0 < entry["target_share_of_step"] <= 1
