@@ -1,10 +1,10 @@
 """The exact field on TPU slices, by the TPU compiler, ahead of time: bytes, estimated time, collectives.
 
 CIFAR-10, ImageNet-64 and latents at batch 1024, for one chip of every slice, the rows split over as few chips as
-training would take; and one training step, of the paper's U-Net on CIFAR-10, compiled with little effort (the times of
-both its parts come out two to three times higher; the target's share is what it is for). Nothing here ran on a device; the
-limit is that of public figures (`flowjax plan --help` says what every column is). Twenty-five minutes on two cores; needs
-`pip install "jax[tpu]"`.
+training would take; and one training step, of the paper's U-Net on CIFAR-10, compiled with little effort: the times of
+both its parts come out two to three times higher, and the target's share of it is what it is for. Nothing here ran on a
+device; the limit is that of public figures (`flowjax plan --help` says what every column is). Twenty-five minutes on
+two cores; needs `pip install "jax[tpu]"`.
 """
 
 import importlib.metadata
