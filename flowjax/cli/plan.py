@@ -50,7 +50,8 @@ class Options:
     batch: int = 1024
     """Queries of the field, and examples of a training step over all chips together."""
     rows_over: int | None = None
-    """Chips that the rows are split over; every other group of so many has them too. Default: as training chooses."""
+    """Chips that the rows are split over; every other group of so many has them too. Default: as training chooses,
+    and all of them where that does not fit."""
     step: bool = True
     """Compile a training step too (the paper's U-Net for pictures, an MLP for points)."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

@@ -35,10 +35,13 @@ class Options:
     Attributes:
         run_dir: the run's directory; default runs/PRESET.
         resume: continue the run in run_dir.
+        rows_over: devices that the rows behind an exact target are split over; by itself on TPUs, else 1. No part of
+            the run: resuming may take another number.
     """
 
     run_dir: Path | None = None
     resume: bool = False
+    rows_over: int | None = None
 
 
 def run(argv: list[str]) -> int:
@@ -60,7 +63,7 @@ def run(argv: list[str]) -> int:
         flush=True,
     )
     try:
-        train(config, run_dir, resume=options.resume)
+        train(config, run_dir, resume=options.resume, rows_over=options.rows_over)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 0

@@ -34,7 +34,17 @@ def as_rows(data: ArrayLike, *, horizontal_flip: bool = False) -> tuple[jax.Arra
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     check_rows(array, horizontal_flip=horizontal_flip)
-    return jnp.asarray(array.reshape(array.shape[0], -1)), tuple(array.shape[1:])
+    return _flat(array), tuple(array.shape[1:])
+
+
+def _flat(array: jax.Array | np.ndarray) -> jax.Array:
+    """Rows [n, d] of [n, *event]; pictures that lie on one CPU are seen in another shape, not copied."""
+    shape = array.shape[0], int(np.prod(array.shape[1:]))
+    if array.ndim == 2 or not isinstance(array, jax.Array) or isinstance(array, Tracer):
+        return jnp.asarray(array.reshape(shape))
+    if {device.platform for device in array.devices()} == {"cpu"} and len(array.devices()) == 1:
+        return jax.device_put(np.asarray(array).reshape(shape), array.sharding if array.committed else None)
+    return array.reshape(shape)
 
 
 def check_rows(array: jax.Array | np.ndarray | HostRows, *, horizontal_flip: bool = False) -> None:

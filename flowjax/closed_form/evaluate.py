@@ -190,7 +190,7 @@ def rounding_error(rows: Rows, x: Flat, query: Query, schedule: Schedule, veloci
 
 @typed
 def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | None) -> Evaluation:
-    """Evaluate flat queries in tiles of `plan.tile`, so that memory does not grow with their number.
+    """Evaluate flat queries in tiles of `plan.tile` a device, so that memory does not grow with their number.
 
     Args:
         plan: static choices.
@@ -211,16 +211,25 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
                 lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, result
             )
 
-    return in_tiles(plan, plan.tile * query_parts(plan), tile, x, t, labels)
+    return in_tiles(plan, plan.tile, tile, x, t, labels)
 
 
 def in_tiles(plan: Plan, size: int, tile: Callable[..., Result], *queries) -> Result:
-    """Apply `tile` to at most `size` queries at a time; every leaf of `queries` has them first."""
-    b = jax.tree.leaves(queries)[0].shape[0]
-    if b <= size:
-        return tile(*queries)
+    """Apply `tile` to at most `size` queries a device at a time; every leaf of `queries` has them first.
+
+    What `tile` gets divides over the mesh axes that queries are split over.
+    """
+    b, parts = jax.tree.leaves(queries)[0].shape[0], query_parts(plan)
+    if not b:  # shapes alone: inside shard_map what is empty differs nowhere
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((parts, *leaf.shape[1:]), leaf.dtype), queries)
+        return jax.tree.map(
+            lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), jax.eval_shape(tile, *one)
+        )
+    size = min(size * parts, -(-b // parts) * parts)
     num_tiles = -(-b // size)
     padding = num_tiles * size - b
+    if num_tiles == 1 and not padding:
+        return tile(*queries)
     # Queries that lie split over a mesh axis stay where they are if every tile takes some from everywhere.
     scattered = plan.mesh is not None and len(plan.mesh.axis_names) > 1
 

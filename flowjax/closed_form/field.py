@@ -90,8 +90,8 @@ class ClosedFormField:
 
     Args:
         data: [n, *event]; uint8 (meaning y/127.5 − 1), bfloat16, float16 or float32, kept in its dtype and
-            converted block by block; a `jax.Array` of pictures is copied once, into flat rows. float64 NumPy arrays are
-            rounded to float32. For "streamed", "screened" and "auto"
+            converted block by block; pictures on an accelerator are copied once, into flat rows. float64 NumPy arrays
+            are rounded to float32. For "streamed", "screened" and "auto"
             also the path of a `.npy` file, or what `flowjax.data.stream` opens; for "streamed" a `np.memmap` too, which
             the others load.
         path: Gaussian path.
@@ -111,9 +111,9 @@ class ClosedFormField:
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: of the pass over all rows. "float32" (default). "bfloat16x6" forms its products on a GPU's tensor
-            cores, as six of bfloat16 pieces, with a bound 2.3 times as large; a TPU does the same for "float32", and a
-            CPU computes float32 for both. "float64": two to four times the time on a CPU, and a bound near the
-            rounding of the result at every t.
+            cores, as six of bfloat16 pieces, with 2.6 times the roundoff in its bound; a TPU does the same for
+            "float32", and a CPU computes float32 for both. "float64": two to four times the time on a CPU, and a bound
+            near the rounding of the result at every t.
         block_size: rows handled at once (streamed: read at once); None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
         labels: [n] integers 0..C−1, for queries restricted to a class.
@@ -196,7 +196,7 @@ class ClosedFormField:
 
     @property
     def data(self) -> jax.Array:
-        """[n, *event] as stored; of a streamed field, what it was built from."""
+        """[n, *event] in the dtype stored, a copy of pictures; of a streamed field, what it was built from."""
         data = streamed.given(self._rows.data)
         return data if streamed.is_streamed(self._rows) else data.reshape(self.num_points, *self.event_shape)
 

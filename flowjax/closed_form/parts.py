@@ -75,11 +75,7 @@ def _parts(plan: Plan, rows: Rows, query: Query) -> Parts:
     chosen = jnp.arange(settings.num_candidates, dtype=jnp.int32) == best[:, None]
     return Parts(
         dense=dense,
-        remainder=_significant(
-            algebra.subtract(held, part),
-            jax.tree.map(lax.stop_gradient, exact),
-            4 * summation_error(plan, rows) * held.normaliser,
-        ),
+        remainder=algebra.subtract(held, part),
         exact=exact,
         rest=rest,
         best_logit=jnp.sum(jnp.where(chosen, logits, 0), 1),
@@ -92,7 +88,8 @@ def _significant(remainder: Moments, exact: Moments, level: PerQuery) -> Moments
     """The remainder, or no rows where it is nothing but rounding of a pass gone astray.
 
     Late in time the pass errs by thousands of nats: what rounding leaves of the subtraction, relative to a maximum that
-    far above the exact one, would drown the exact candidates, or divide nothing by nothing.
+    far above the exact one, would drown the exact candidates, or divide nothing by nothing. Only all rows together
+    tell: a block or device without candidates has all of its rows in the remainder, at logits that astray.
     """
     astray = jnp.abs(remainder.max - exact.max) > 1
     keep = (remainder.normaliser > jnp.where(astray, level, 0.0)) & (remainder.max > -jnp.inf)
@@ -155,7 +152,6 @@ def _with_flips(plan: Plan, rows: Rows, query: Query) -> Parts:
     def flip(x):
         return x.reshape(-1, *plan.event_shape)[:, :, ::-1].reshape(x.shape)
 
-    # Side by side, not one batch after the other: queries that lie split over a mesh axis stay where they are.
     def pair(first, second):
         return jnp.stack([first, second], 1).reshape(2 * b, *first.shape[1:])
 
@@ -179,16 +175,25 @@ def _with_flips(plan: Plan, rows: Rows, query: Query) -> Parts:
 
 
 def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
+    """What all rows contribute to b queries; a number of queries that `query_parts` divides. The rows are constants."""
+    parts = _of_all_rows(plan, rows, query)
+    level = 4 * summation_error(plan, rows) * lax.stop_gradient(parts.dense.normaliser)
+    exact = jax.tree.map(lax.stop_gradient, parts.exact)
+    return dataclasses.replace(parts, remainder=_significant(parts.remainder, exact, level))
+
+
+def _of_all_rows(plan: Plan, rows: Rows, query: Query) -> Parts:
     if plan.stream_block is not None:
         one_block = functools.partial(_with_flips, plan)
         return streamed.accumulate(
             rows, query, plan.stream_block, one_block, _merge_parts, _no_parts(plan, rows, query)
         )
+    rows = jax.tree.map(lax.stop_gradient, rows)
     axis = plan.settings.axis_name
     if axis is None or plan.mesh is None:
         return _with_flips(plan, rows, query)
 
-    over = query_axes(plan, query.x.shape[0])
+    over = query_axes(plan)
     local_plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, varying=(axis, *over)))
 
     def local(rows, query):
@@ -204,21 +209,18 @@ def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
     return mapped(rows, query)
 
 
-def query_axes(plan: Plan, num_queries: int) -> tuple[str, ...]:
-    """The mesh axes that so many queries are split over: all of type Auto beside that of the rows, if they divide."""
-    return () if num_queries % query_parts(plan) else _other_axes(plan)
-
-
-def query_parts(plan: Plan) -> int:
-    """In how many parts queries are split if they divide."""
-    return 1 if plan.mesh is None else math.prod(plan.mesh.shape[name] for name in _other_axes(plan))
-
-
-def _other_axes(plan: Plan) -> tuple[str, ...]:
-    assert plan.mesh is not None
+def query_axes(plan: Plan) -> tuple[str, ...]:
+    """The mesh axes that queries are split over: all of type Auto beside that of the rows."""
+    if plan.mesh is None:
+        return ()
     kinds = zip(plan.mesh.axis_names, plan.mesh.axis_types, strict=True)
     auto = jax.sharding.AxisType.Auto
     return tuple(name for name, kind in kinds if kind == auto and name != plan.settings.axis_name)
+
+
+def query_parts(plan: Plan) -> int:
+    """In how many parts queries are split."""
+    return 1 if plan.mesh is None else math.prod(plan.mesh.shape[name] for name in query_axes(plan))
 
 
 def row_specs(rows: Rows, axis: str) -> Rows:

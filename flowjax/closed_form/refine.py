@@ -4,9 +4,9 @@ Between near neighbours late in time the velocity hangs on the difference of two
 evaluation resolves. The candidates of a pass are few, so they are evaluated again in double precision from the
 stored rows themselves. Everything here must be called inside `jax.enable_x64(True)`.
 
-Over a mesh the candidates of all devices compete, so that all devices together re-score as many as one would alone.
-Most queries have then one candidate on a device or none, and the pairs of a query and a candidate are re-scored
-packed, unless they lie so unevenly that they do not fit.
+Over more than a few devices their candidates compete, and as many are left of all as one device would have. Most
+queries have then one candidate on a device or none, and the pairs of a query and a candidate are re-scored packed, in
+room for a few times a device's share, unless they lie so unevenly that they do not fit.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from .moments import Moments, Scalars, finite_max
 from .rows import to_float
 
 _SPARE = 4
-"""Room for packed pairs, relative to a device's even share."""
+"""Room for packed pairs, relative to a device's even share; so many devices re-score all they have, as one would."""
 
 
 @typed
@@ -41,10 +41,13 @@ def gather_points(rows: Rows, index: Indices) -> Flat:
 def best_of_all(candidates: Candidates, axis_name: str) -> Candidates:
     """Those of a device's k candidates that are among the k best of all devices; the others count among the rest.
 
-    Every device finds the limit for a part of the queries, so that what is sent does not grow with the devices.
+    Of few devices everything is kept: nothing would be gained. Every device finds the limit for a part of the queries,
+    so that what is sent does not grow with the devices.
     """
     logit = candidates.logit.astype(jnp.float32)
     (b, k), count = logit.shape, lax.axis_size(axis_name)
+    if count <= _SPARE:
+        return candidates
     size = -(-b // count)
     parts = jnp.pad(logit, ((0, size * count - b), (0, 0))).reshape(count, size, k)
     everyone = lax.all_to_all(parts, axis_name, 0, 0)
@@ -89,12 +92,11 @@ def rescore(
     b, k = candidates.logit.shape
     every = candidates.index.T, None
     known = settings, rows, candidates, approximate, maximum
-    if settings.axis_name is None:
-        return _rescore(*known, every, query)
-    even = -(-b * k // lax.axis_size(settings.axis_name))
-    size = min(_SPARE * even, b)
-    num_chunks = -(-_SPARE * even // size)
-    if num_chunks >= k:
+    count = 1 if settings.axis_name is None else lax.axis_size(settings.axis_name)
+    room = _SPARE * -(-b * k // count)
+    size = max(1, min(room, b))
+    num_chunks = -(-room // size)
+    if count <= _SPARE or num_chunks >= k:
         return _rescore(*known, every, query)
     used = (candidates.logit > -jnp.inf).reshape(-1)
 

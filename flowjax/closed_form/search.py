@@ -22,7 +22,7 @@ from .certificate import num_seen, query_norm
 from .costs import Costs
 from .dense import Query, Rows, product
 from .evaluate import Schedule, along_path, velocity_of
-from .parts import Plan, query_axes, query_parts, row_specs
+from .parts import Plan, query_axes, row_specs
 from .screen import Coefficients, Screen, project, screen_specs
 from .survivors import POOL, Found, collect, nothing_found, pair_logits
 
@@ -240,7 +240,7 @@ def search(
     arguments = screen, rows, query, x, schedule, hint
     if plan.mesh is None or axis is None:
         return local(*arguments)
-    per_query = jax.P(query_axes(plan, x.shape[0] // (2 if plan.horizontal_flip else 1)))
+    per_query = jax.P(query_axes(plan))
     mapped = jax.shard_map(
         local,
         mesh=plan.mesh,
@@ -254,7 +254,7 @@ def search(
 
 def tile_size(plan: Plan) -> int:
     """Queries that are searched for together: many of streamed rows, whose dense pass reads everything."""
-    return (TILE if plan.stream_block is None else plan.tile) * query_parts(plan)
+    return TILE if plan.stream_block is None else plan.tile
 
 
 def _merge_across(found: Found, count: int, axis: str) -> Found:

@@ -14,9 +14,12 @@ from ._pictures import contact_sheet as contact_sheet
 from ._pictures import drawable as drawable
 from ._pictures import save_picture as save_picture
 from ._pipeline import batches as batches
+from ._placement import AXIS as AXIS
+from ._placement import ROWS as ROWS
+from ._placement import choose_rows_over as choose_rows_over
 from ._placement import mesh as mesh
 from ._placement import place as place
-from ._placement import rows_over as rows_over
+from ._placement import place_rows as place_rows
 from ._prepare import check_vacant as check_vacant
 from ._prepare import prepare as prepare
 from ._records import Records as Records

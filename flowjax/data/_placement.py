@@ -45,7 +45,7 @@ def mesh(devices: Sequence[Any] | None = None, *, rows_over: int = 1) -> jax.sha
     return jax.make_mesh(shape, (AXIS, ROWS), axis_types=(auto, auto), devices=devices)
 
 
-def rows_over(num_devices: int, batch_size: int, nbytes: float, memory: float) -> int:
+def choose_rows_over(num_devices: int, batch_size: int, nbytes: float, memory: float) -> int:
     """The fewest devices to split rows over so that they fit and every device has enough queries of its group's.
 
     Args:
@@ -63,6 +63,8 @@ def rows_over(num_devices: int, batch_size: int, nbytes: float, memory: float) -
 
 def place(batch: Any, where: jax.sharding.Mesh | jax.sharding.Sharding) -> Any:
     """Put a host batch on the devices, split along the mesh axis `data`, and `rows` where there is one.
+
+    For the rows of a data set on a mesh with the axis `rows` see `place_rows`.
 
     Args:
         batch: a pytree of arrays [b, …] with one b: this process's share of the batch, or of a data set.
@@ -102,6 +104,52 @@ def place(batch: Any, where: jax.sharding.Mesh | jax.sharding.Sharding) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(array), whole)
 
     return jax.tree.map_with_path(put, batch)
+
+
+def place_rows(
+    mesh: jax.sharding.Mesh,
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """The rows of a data set, for a `ClosedFormField`: split over the mesh axis `rows`, or whole without such an axis.
+
+    Where the axis does not divide them they are filled up with rows of no weight. Every process has all of the rows;
+    only what its devices hold is put on them.
+
+    Args:
+        mesh: of `mesh`.
+        images: [n, *event].
+        labels, weights: [n] or None.
+
+    Returns:
+        All three; weights not None where rows were filled up.
+    """
+    n, over = len(images), mesh.shape.get(ROWS, 1)
+    missing = -n % over
+    sharding = jax.NamedSharding(mesh, jax.P(ROWS) if over > 1 else jax.P())
+    if missing and weights is None:
+        weights = np.ones(n, np.float32)
+
+    def put(array: np.ndarray | None) -> jax.Array | None:
+        if array is None:
+            return None
+        values = np.asarray(array)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[0].indices(n + missing)
+            held = values[start : min(stop, n)]
+            return (
+                np.concatenate([held, np.zeros((stop - max(start, n), *held.shape[1:]), held.dtype)])
+                if stop > n
+                else held
+            )
+
+        return jax.make_array_from_callback((n + missing, *values.shape[1:]), sharding, part)
+
+    return put(images), put(labels), put(weights)  # type: ignore[return-value]
 
 
 def _shares(sharding: jax.sharding.Sharding, processes: int) -> int:

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from flowjax import data
 from flowjax.closed_form.shapes import DataShape
-from flowjax.data import rows_over
 
 from .chips import Slice
 from .hlo import Program
@@ -124,10 +124,10 @@ def gibibytes(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def choose_rows_over(shape: DataShape, batch: int, place: Slice) -> int:
+def rows_over_by_default(shape: DataShape, batch: int, place: Slice) -> int:
     """Devices to split the rows over, as training on TPUs does where it is not told."""
     nbytes = shape.num_points * shape.row_bytes
-    return rows_over(place.num_devices, batch, nbytes, place.device_memory)
+    return data.choose_rows_over(place.num_devices, batch, nbytes, place.device_memory)
 
 
 def field_roofline(shape: DataShape, batch: int, place: Slice, rows_over: int) -> float:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from flowjax.closed_form.shapes import DataShape
-from flowjax.data._placement import AXIS, ROWS
+from flowjax.data import AXIS, ROWS
 
 from .estimates import padded
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from flowjax.closed_form.shapes import DataShape
 
 from .chips import Slice, parse_topology, slices_of
-from .estimates import Estimate, choose_rows_over
+from .estimates import Estimate, rows_over_by_default
 from .hlo import Program
 from .lowering import check_batch, train_config
 
@@ -76,7 +76,7 @@ def check(topology: str, shape: DataShape, batch: int, *, step: bool, rows_over:
 def _compile_both(
     place: Slice, shape: DataShape, batch: int, rows_over: int | None, step: bool, fast: bool, say
 ) -> Estimate:
-    chosen = rows_over or choose_rows_over(shape, batch, place)
+    chosen = rows_over or rows_over_by_default(shape, batch, place)
     result = _compile_split(place, shape, batch, chosen, step, fast, say)
     if result.fits or rows_over or chosen == place.num_devices:
         return result

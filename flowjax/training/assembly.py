@@ -1,6 +1,5 @@
 """The parts of a run, built from its configuration and data and put on the devices; and what its target costs."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +11,6 @@ from flax import nnx
 
 import flowjax as fj
 from flowjax.closed_form import ClosedFormField
-from flowjax.closed_form.construct import put
-from flowjax.data._placement import ROWS
 
 from .config import TrainConfig
 from .state import TrainState, create
@@ -62,21 +59,36 @@ def assemble(config: TrainConfig, dataset: fj.data.Dataset, mesh: jax.sharding.M
 
 
 def make_mesh(
-    config: TrainConfig, dataset: fj.data.Dataset, devices: Sequence[Any] | None = None
+    config: TrainConfig,
+    dataset: fj.data.Dataset,
+    devices: Sequence[Any] | None = None,
+    rows_over: int | None = None,
 ) -> jax.sharding.Mesh:
-    """The mesh of a run, over all devices or those given. Errors as for `flowjax.data.mesh`."""
+    """The mesh of a run, over all devices or those given.
+
+    Args:
+        config, dataset: of the run.
+        devices: to use.
+        rows_over: devices that the rows behind an exact target are split over, groups of so many having all of them;
+            None: on TPUs what `flowjax.data.choose_rows_over` says, elsewhere 1 (every device has all).
+
+    Raises:
+        ValueError: a number that does not divide the devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
-    over = config.rows_over
-    if over is None:
-        over = 1
+    if rows_over is None:
+        rows_over = 1
         if config.target.name == "closed-form" and devices[0].platform == "tpu":
-            memory = devices[0].memory_stats()["bytes_limit"]
-            over = fj.data.rows_over(len(devices), config.batch_size, dataset.images.nbytes, memory)
-    return fj.data.mesh(devices, rows_over=over)
+            here = [device for device in devices if device.process_index == jax.process_index()]
+            stats = here[0].memory_stats() if here else None
+            memory = stats["bytes_limit"] if stats else np.inf
+            nbytes = dataset.images.nbytes
+            rows_over = fj.data.choose_rows_over(len(devices), config.batch_size, nbytes, memory)
+    return fj.data.mesh(devices, rows_over=rows_over)
 
 
 def _splits_rows(config: TrainConfig, mesh: jax.sharding.Mesh) -> bool:
-    return config.target.name == "closed-form" and ROWS in mesh.axis_names
+    return config.target.name == "closed-form" and fj.data.ROWS in mesh.axis_names
 
 
 def make_field(
@@ -87,16 +99,9 @@ def make_field(
     Rows are split over the mesh's axis `rows` if it has one, filled up with rows of no weight where it does not divide
     them.
     """
-    images, labels = dataset.images, dataset.labels if config.data.class_conditional else None
-    weights = None
+    images, labels, weights = dataset.images, dataset.labels if config.data.class_conditional else None, None
     if mesh is not None and _splits_rows(config, mesh):
-        split = jax.NamedSharding(mesh, jax.P(ROWS))
-        missing = -len(images) % mesh.shape[ROWS]
-        if missing:
-            weights = np.repeat(np.asarray([1, 0], np.float32), [len(images), missing])
-            images = np.concatenate([images, images[:1].repeat(missing, 0)])
-            labels = None if labels is None else np.concatenate([labels, labels[:1].repeat(missing)])
-        images, labels, weights = put((images, labels, weights), split)
+        images, labels, weights = fj.data.place_rows(mesh, images, labels=labels)
     return ClosedFormField(
         images,
         config.target.build_path(),
@@ -133,8 +138,6 @@ def time_target(config: TrainConfig, dataset: fj.data.Dataset, *, rounds: int = 
     devices = jax.devices()
     part = config.batch_size // config.optimizer.accumulate
     count = max(k for k in range(1, len(devices) + 1) if part % k == 0)
-    if config.rows_over is not None and count % config.rows_over:
-        config = dataclasses.replace(config, rows_over=None)
     parts = assemble(config, dataset, make_mesh(config, dataset, devices[:count]))
     state = parts.state
     batch = fj.data.place(next(parts.iterator), parts.mesh)

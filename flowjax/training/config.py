@@ -103,8 +103,6 @@ class TrainConfig:
         sample_every: steps between sample grids with their Fréchet distance; the last step has one always.
         checkpoint_every: steps between checkpoints; the last step has one always.
         num_samples: samples behind a Fréchet distance.
-        rows_over: devices that the rows behind an exact target are split over, groups of so many having all of them;
-            None: on TPUs what `flowjax.data.rows_over` says, elsewhere 1 (every device has all).
     """
 
     model: MLPConfig | UNetConfig
@@ -119,7 +117,6 @@ class TrainConfig:
     sample_every: int = 1000
     checkpoint_every: int = 1000
     num_samples: int = 512
-    rows_over: int | None = None
 
     def __post_init__(self):
         for part in (self, self.data, self.target, self.optimizer):
@@ -129,8 +126,6 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.rows_over is not None and self.rows_over < 1:
-            raise ValueError(f"rows_over must be at least 1, got {self.rows_over}")
         if self.num_samples < 2:
             raise ValueError(f"num_samples must be at least 2 for a Fréchet distance, got {self.num_samples}")
         optimizer = self.optimizer

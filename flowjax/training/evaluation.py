@@ -12,7 +12,7 @@ import numpy as np
 import flowjax as fj
 from flowjax.closed_form import ClosedFormField
 
-from .assembly import make_field, time_target
+from .assembly import make_field, make_mesh, time_target
 from .run_dir import RunDirectory, versions, write_whole
 from .samples import draw_samples, load_network, save_grid, spread_labels
 
@@ -21,6 +21,7 @@ GRID = 64
 
 _LARGEST_FLOOR = 1024
 _BLOCK = 4096
+_LEAST_SCORED = 6  # five neighbours of a picture, in density and coverage
 
 
 class FrechetScore:
@@ -65,16 +66,18 @@ class FrechetScore:
         return {"mean": float(np.mean(scores)), "std": float(np.std(scores, ddof=1))}
 
 
-def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 0) -> dict[str, list[float]]:
+def target_curve(
+    field: ClosedFormField, *, num_points: int | None = None, num_queries: int = 128, seed: int = 0
+) -> dict[str, list[float]]:
     """Where the stochastic target and the exact one coincide on this data set.
 
     For queries on the path at 25 times: the variance of the data point given the query (and its class, where the
     field has classes), as a share of the data's total variance (mean over queries; 0 where all points are equal), and
-    the median effective sample size.
+    the median effective sample size. Queries are of the first `num_points` rows, all by default.
     """
     key = jax.random.key(seed)
     index_key, noise_key = jax.random.split(key)
-    rows = jax.random.choice(index_key, field.num_points, (num_queries,))
+    rows = jax.random.choice(index_key, num_points or field.num_points, (num_queries,))
     x1 = field.rows(rows)
     x0 = jax.random.normal(noise_key, x1.shape)
     labels = None if field.labels is None else field.labels[rows]
@@ -93,20 +96,28 @@ def target_curve(field: ClosedFormField, *, num_queries: int = 128, seed: int = 
 
 
 def references(
-    dataset: fj.data.Dataset, weights: str | os.PathLike | None = None
+    dataset: fj.data.Dataset, num_samples: int, weights: str | os.PathLike | None = None
 ) -> list[fj.metrics.Reference]:
     """What samples are scored against in full: the training rows, and the held-out ones where there are any.
 
     Args:
         dataset: of the run.
+        num_samples: to be scored.
         weights: the torch file of FID-Inception; None takes the best network at hand, see `features.for_dataset`.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, a file of another network, or pictures that it does not take.
+        FileNotFoundError, ValueError: no such file, a file of another network, pictures that it does not take, or too
+            few samples or rows.
         RuntimeError: the package of the network for colour pictures is missing.
     """
-    network = fj.metrics.features.for_dataset(dataset, weights=weights)
     splits = {"train": dataset.images, "test": dataset.test_images}
+    counts = {"samples": num_samples} | {f"{k} rows": len(v) for k, v in splits.items() if v is not None}
+    for what, count in counts.items():
+        if count < _LEAST_SCORED:
+            raise ValueError(
+                f"all measures need at least {_LEAST_SCORED} {what}, got {count}; leave out --full"
+            )
+    network = fj.metrics.features.for_dataset(dataset, weights=weights)
     return [
         fj.metrics.Reference.of(images, network, name=f"{dataset.name} {split}")
         for split, images in splits.items()
@@ -149,7 +160,7 @@ def evaluate(
     dataset = config.data.load()
     run.check_data(config, dataset.fingerprint)
     config, graphdef, params, step = load_network(run)
-    compared = references(dataset, weights) if full or weights is not None else []
+    compared = references(dataset, num_samples, weights) if full or weights is not None else []
     labels = spread_labels(run.class_counts(), num_samples)
     begin = time.perf_counter()
     samples, num_evaluations = draw_samples(config, graphdef, params, num_samples, seed=seed, labels=labels)
@@ -173,7 +184,9 @@ def evaluate(
             "samples": fj.metrics.pixel_moments(samples),
             "data": fj.metrics.pixel_moments(dataset.images),
         },
-        "target_curve": target_curve(make_field(config, dataset)),
+        "target_curve": target_curve(
+            make_field(config, dataset, make_mesh(config, dataset)), num_points=dataset.num_points
+        ),
         "timings": {**time_target(config, dataset), "seconds_for_samples": sampling_seconds},
         "versions": versions(),
     }

@@ -38,6 +38,7 @@ def train(
     resume: bool = False,
     dataset: fj.data.Dataset | None = None,
     measure: Callable[[np.ndarray], dict[str, float]] | None = None,
+    rows_over: int | None = None,
 ) -> RunDirectory:
     """Train, or continue training, into a run directory.
 
@@ -47,6 +48,8 @@ def train(
         resume: go on from the newest readable checkpoint, or from the start if there is none yet.
         dataset: the data itself; None loads what the configuration names.
         measure: further numbers of samples [num_samples, *event], for metrics.jsonl beside their Fréchet distance.
+        rows_over: devices that the rows behind an exact target are split over, see `assembly.make_mesh`. Where rows lie
+            is no part of a run: it may be resumed on other devices.
 
     Returns:
         The run directory, with `metrics.jsonl`, checkpoints and sample grids.
@@ -62,7 +65,7 @@ def train(
     else:
         run.check_free()
     dataset = config.data.load() if dataset is None else dataset
-    mesh = make_mesh(config, dataset)
+    mesh = make_mesh(config, dataset, rows_over=rows_over)
     _check(config, dataset, mesh)
     if resume:
         run.check_resumable(config, dataset.fingerprint)

@@ -195,14 +195,19 @@ def test_data_is_an_argument_of_the_executable_and_calls_do_not_recompile():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_building_a_field_copies_no_data(dtype):
-    rows = jax.ShapeDtypeStruct((20_000, 16, 16, 3), dtype)
+    rows = jax.ShapeDtypeStruct((20_000, 768), dtype)
     centre = jax.ShapeDtypeStruct((768,), np.float32)
     for lowered in (
-        construct._mean.lower(rows, horizontal_flip=True),
+        construct._mean.lower(rows, mirrored=(16, 16, 3)),
         construct.square_norms.lower(rows, None),
         construct.square_norms.lower(rows, centre),
     ):
         assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**20  # the rows are 15 or 61 MB
+    pictures = jax.numpy.zeros((20, 16, 16, 3), dtype)
+    (flat, _), kept = construct.as_rows(pictures), pictures.unsafe_buffer_pointer()
+    assert flat.unsafe_buffer_pointer() == kept
+    del pictures
+    assert not np.asarray(flat).any()
 
 
 def test_memory_stays_below_the_weights():

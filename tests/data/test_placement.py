@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from flowjax.data import Dataset, batches, mesh, place, rows_over
+from flowjax.data import Dataset, batches, choose_rows_over, mesh, place, place_rows
 
 
 def test_mesh_covers_the_devices():
@@ -28,13 +28,26 @@ def test_a_mesh_that_splits_rows():
         place(np.zeros(12), grid)
 
 
+def test_rows_are_filled_up_to_a_multiple():
+    images, labels = np.arange(42, dtype=np.uint8).reshape(21, 2), np.arange(21)
+    placed, numbers, weights = place_rows(mesh(rows_over=4), images, labels=labels)
+    assert placed.shape == (24, 2)
+    assert {s.data.shape for s in placed.addressable_shards} == {(6, 2)}
+    np.testing.assert_array_equal(placed[:21], images)
+    np.testing.assert_array_equal(numbers[:21], labels)
+    np.testing.assert_array_equal(weights, np.repeat([1, 0], [21, 3]))
+    whole, none, unweighted = place_rows(mesh(), images)
+    assert whole.is_fully_replicated
+    assert (none, unweighted) == (None, None)
+
+
 def test_rows_are_split_over_as_few_devices_as_will_do():
     gib = 2**30
-    assert rows_over(1, 8, 1e12, gib) == 1
-    assert rows_over(256, 1024, 1e6, gib) == 16  # 64 queries a device
-    assert rows_over(256, 1 << 14, 1e6, gib) == 1
-    assert rows_over(256, 1 << 14, 2 * gib, gib) == 8  # a quarter of the memory
-    assert rows_over(256, 8, 1e6, gib) == 256
+    assert choose_rows_over(1, 8, 1e12, gib) == 1
+    assert choose_rows_over(256, 1024, 1e6, gib) == 16  # 64 queries a device
+    assert choose_rows_over(256, 1 << 14, 1e6, gib) == 1
+    assert choose_rows_over(256, 1 << 14, 2 * gib, gib) == 8  # a quarter of the memory
+    assert choose_rows_over(256, 8, 1e6, gib) == 256
 
 
 def test_rows_are_split_in_order():

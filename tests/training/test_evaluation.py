@@ -74,6 +74,8 @@ def test_in_full_samples_are_scored_against_training_and_held_out_rows(tmp_path)
     assert json.loads(run.evaluation_file.read_text())["scores"] == result["scores"]
     page = fj.report.write_report(run.path).read_text()
     assert "16 samples against pictures test (30 rows)" in page
+    with pytest.raises(ValueError, match="at least 6 samples, got 5"):
+        training.evaluate(run.path, full=True, num_samples=5)
     with pytest.raises(ValueError, match="4x4 are too small for FID-Inception"):
         training.evaluate(run.path, weights=tmp_path / "none.pth")
 
