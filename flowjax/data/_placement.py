@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 AXIS = "data"
 ROWS = "rows"
@@ -41,8 +42,11 @@ def mesh(devices: Sequence[Any] | None = None, *, rows_over: int = 1) -> jax.sha
         raise ValueError(f"rows_over={rows_over} does not divide {count} devices")
     if rows_over == 1:
         return jax.make_mesh((count,), (AXIS,), axis_types=(auto,), devices=devices)
-    shape = count // rows_over, rows_over
-    return jax.make_mesh(shape, (AXIS, ROWS), axis_types=(auto, auto), devices=devices)
+    # A group may be a part of a slice's side (32 of 8×8×8 chips), which `jax.make_mesh` refuses.
+    grid = mesh_utils.create_device_mesh(
+        (count // rows_over, rows_over), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(grid, (AXIS, ROWS), axis_types=(auto, auto))
 
 
 def choose_rows_over(num_devices: int, batch_size: int, nbytes: float, memory: float) -> int:

@@ -4,21 +4,9 @@ import dataclasses
 from typing import Any
 
 from flowjax.closed_form.shapes import DataShape
-from flowjax.data import AXIS, ROWS
+from flowjax.data import ROWS
 
 from .estimates import padded
-
-
-def slice_mesh(devices: Any, rows_over: int) -> Any:
-    """`flowjax.data.mesh` of devices that are not there, in the order given."""
-    import jax
-    import numpy as np
-
-    shape, axes = (len(devices),), (AXIS,)
-    if rows_over > 1:
-        shape, axes = (len(devices) // rows_over, rows_over), (AXIS, ROWS)
-    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
-    return jax.sharding.Mesh(np.array(devices).reshape(shape), axes, axis_types=kinds)
 
 
 def abstract_field(shape: DataShape, mesh: Any) -> Any:

@@ -6,11 +6,12 @@ import sys
 import time
 from typing import Any
 
+from flowjax import data
 from flowjax.closed_form.shapes import DataShape
 
 from .chips import parse_topology
 from .hlo import Program, out_of_memory, read_hlo
-from .lowering import lower_field, lower_step, slice_mesh
+from .lowering import lower_field, lower_step
 
 
 def compile_program(lowered: Any, num_devices: int, *, fast: bool = False) -> Program:
@@ -53,7 +54,7 @@ def network_operations(shape: DataShape, batch: int) -> float:
     import jax
 
     # Lowered for a CPU: for a slice that is not there nothing is counted.
-    plain = lower_step(shape, batch, slice_mesh(jax.devices("cpu")[:1], 1), exact=False).cost_analysis()
+    plain = lower_step(shape, batch, data.mesh(jax.devices("cpu")[:1]), exact=False).cost_analysis()
     return plain["flops"] if plain else 0.0
 
 
@@ -69,7 +70,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         devices = topologies.get_topology_desc(topology_name=place.name, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"the TPU compiler knows no topology {place.name!r}: {error}") from None
-    mesh = slice_mesh(devices, request["rows_over"])
+    mesh = data.mesh(devices, rows_over=request["rows_over"])
     lowered = (
         lower_step(shape, request["batch"], mesh)
         if request["step"]
