@@ -194,7 +194,7 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
 
     Args:
         plan: static choices.
-        rows: the data.
+        rows: the data, a constant.
         x: [b, d] float32 (or float64).
         t: [b], inside [0, 1).
         labels: [b] int32 or None.
@@ -203,6 +203,8 @@ def evaluate(plan: Plan, rows: Rows, x: Flat, t: PerQuery, labels: Indices | Non
         Evaluation in x's dtype.
     """
     dtype = x.dtype
+    # Over a mesh a derivative by rows would be a sum over devices in a branch that some of them do not take.
+    rows = jax.tree.map(lax.stop_gradient, rows)
 
     def tile(x, t, labels):
         with jax.enable_x64(True):

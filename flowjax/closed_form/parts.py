@@ -175,7 +175,7 @@ def _with_flips(plan: Plan, rows: Rows, query: Query) -> Parts:
 
 
 def all_parts(plan: Plan, rows: Rows, query: Query) -> Parts:
-    """What all rows contribute to b queries; a number of queries that `query_parts` divides. The rows are constants."""
+    """What all rows contribute to b queries; a number of queries that `query_parts` divides."""
     parts = _of_all_rows(plan, rows, query)
     level = 4 * summation_error(plan, rows) * lax.stop_gradient(parts.dense.normaliser)
     exact = jax.tree.map(lax.stop_gradient, parts.exact)
@@ -188,7 +188,6 @@ def _of_all_rows(plan: Plan, rows: Rows, query: Query) -> Parts:
         return streamed.accumulate(
             rows, query, plan.stream_block, one_block, _merge_parts, _no_parts(plan, rows, query)
         )
-    rows = jax.tree.map(lax.stop_gradient, rows)
     axis = plan.settings.axis_name
     if axis is None or plan.mesh is None:
         return _with_flips(plan, rows, query)

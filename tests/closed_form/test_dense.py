@@ -56,9 +56,8 @@ def test_products_of_bfloat16_pieces(t):
     plain = fj.ClosedFormField(data).posterior(x, t)
     np.testing.assert_allclose(posterior.velocity, plain.velocity, rtol=1e-5, atol=1e-5)
     assert np.all(posterior.error_bound >= plain.error_bound)
-    if t == 0.5:  # where the rounding of the pass is nearly all of the bound
-        ratio = np.asarray(posterior.error_bound) / np.asarray(plain.error_bound)
-        assert ((ratio > 2) & (ratio < 3)).any()
+    if t == 0.05:  # where the rounding of the pass is nearly all of the bound
+        np.testing.assert_allclose(posterior.error_bound / plain.error_bound, 2.61, rtol=0.01)
 
     def total(field):
         return jax.grad(lambda x: (field(x, t) ** 2).sum())(x)
