@@ -10,9 +10,9 @@ samples: nearest distance below 1/3, or 2/3, of the second nearest.
 
 Held-out rows are the data set's test rows; without those, rows outside the largest subset.
 
-Cost: "quick", with fully connected networks, about a minute on two cores. "cpu", reckoned from the time of single steps
-and not run: 10 minutes on digits, 35 on Fashion-MNIST at 14×14, 55 on patches at 16×16. "gpu", likewise: 20 minutes.
-"paper": days.
+Cost: "quick", with fully connected networks, about a minute on two cores. "cpu": 19 minutes on digits beside other
+jobs; reckoned from the time of single steps and not run, 35 on Fashion-MNIST at 14×14, 55 on patches at 16×16. "gpu",
+likewise: 20 minutes. "paper": days.
 Expect: a bump of the error near t = .15 (for small pictures later: for 100 digits near t = .55) that grows with the
 number of rows, a rise towards t = 1 for every subset, most samples memorised at 10 rows and none at the most.
 
