@@ -132,7 +132,8 @@ def test_train_says_where_the_answer_is(run_dir, capsys):
 def test_the_default_run_directory_is_named_after_the_preset(capsys, tmp_path, monkeypatch):
     called = []
 
-    def train(config, run_dir, *, resume):
+    def train(config, run_dir, *, resume, rows_over):
+        assert rows_over is None
         called.append((config, run_dir, resume))
         raise loop.Stopped("stopped by SIGTERM")
 
