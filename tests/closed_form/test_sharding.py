@@ -191,6 +191,21 @@ def test_the_best_of_all_devices_are_kept():
     np.testing.assert_array_equal(lost, np.maximum(np.where(keep, -np.inf, logits).max(-1), rest))
 
 
+def assert_alike(single, sharded, x, t, *, gradient):
+    """Posterior and gradient of two fields; returns the second one's posterior."""
+    expected, found = single.posterior(x, t), sharded.posterior(x, t)
+    for name, a, b in zip(expected._fields, expected, found, strict=True):
+        if name != "error_bound":
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+    def total(field, x):
+        return (field(x, t) ** 2).sum()
+
+    a, b = (jax.grad(total, 1)(field, x) for field in (single, sharded))
+    np.testing.assert_allclose(b, a, rtol=gradient, atol=gradient * np.abs(a).max())
+    return found
+
+
 @pytest.mark.parametrize("flips", [False, True])
 def test_candidates_of_all_queries_on_one_device(flips, monkeypatch):
     """More pairs than there is room for packed ones: nothing may get lost."""
@@ -203,21 +218,11 @@ def test_candidates_of_all_queries_on_one_device(flips, monkeypatch):
     x = (1 - t).reshape(-1, 1, 1, 1) * normal(1, B, 2, 3, 2) + 0.99 * data[:B]
     single = fj.ClosedFormField(data, horizontal_flip=flips)
     sharded = fj.ClosedFormField(place(data), horizontal_flip=flips)
-    expected, found = single.posterior(x, t), sharded.posterior(x, t)
-    assert (np.asarray(expected.effective_sample_size) > 3).all()
+    found = assert_alike(single, sharded, x, t, gradient=1e-3)
+    assert (np.asarray(found.effective_sample_size) > 3).all()
     assert (
         np.asarray(found.error_bound) < 1e-4 * np.linalg.norm(found.velocity.reshape(B, -1), axis=1)
     ).all()
-    for name, a, b in zip(expected._fields, expected, found, strict=True):
-        if name != "error_bound":
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
-
-    def total(field, x):
-        return (field(x, t) ** 2).sum()
-
-    expected = jax.grad(total, 1)(single, x)
-    gradient = jax.grad(total, 1)(sharded, x)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -233,18 +238,8 @@ def test_packed_candidates_of_split_queries(flips, monkeypatch):
     x = (1 - t).reshape(-1, 1, 1, 1) * normal(1, B + 1, 2, 3, 2) + t.reshape(-1, 1, 1, 1) * data[: B + 1]
     single = fj.ClosedFormField(data, horizontal_flip=flips)
     sharded = fj.ClosedFormField(jax.device_put(data, by_row), horizontal_flip=flips)
-    expected, found = single.posterior(x, t), sharded.posterior(x, t)
+    assert_alike(single, sharded, x, t, gradient=1e-4)
     assert branches
-    for name, a, b in zip(expected._fields, expected, found, strict=True):
-        if name != "error_bound":
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
-
-    def total(field, x):
-        return (field(x, t) ** 2).sum()
-
-    expected = jax.grad(total, 1)(single, x)
-    gradient = jax.grad(total, 1)(sharded, x)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_data_is_a_constant_and_no_query_is_fine():
@@ -298,15 +293,4 @@ def test_field_merged_as_on_a_tpu(monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", here)
     data = normal(2, N, D + 1)  # another shape than elsewhere: nothing compiled is there already
     x = queries(data)
-    single, sharded = fj.ClosedFormField(data), fj.ClosedFormField(place(data))
-    expected, found = single.posterior(x, T), sharded.posterior(x, T)
-    for name, a, b in zip(expected._fields, expected, found, strict=True):
-        if name != "error_bound":
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
-
-    def total(field, x):
-        return (field(x, T) ** 2).sum()
-
-    expected = jax.grad(total, 1)(single, x)
-    gradient = jax.grad(total, 1)(sharded, x)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert_alike(fj.ClosedFormField(data), fj.ClosedFormField(place(data)), x, T, gradient=1e-4)
