@@ -4,9 +4,8 @@ Speed: CIFAR-10's shape in uint8 (n = 50 000, d = 3072, b = 128 queries, t = 0.5
 `.npy` file that the operating system has in its cache, beside the time to read the file alone. Screening: pictures of
 that shape with the spectrum of natural ones (float32; harder to tell apart than real ones, which --data SOURCE names),
 on the path at several times; streamed and screened, of which the second holds small tables and reads only the rows that
-may matter. Memory: the growth of
-the peak resident memory of a fresh process that builds a field over 1.2 GB and 20 GB of uint8 rows (holes in a sparse
-file) and evaluates two queries (Linux only). About ten minutes on two cores.
+may matter. Memory: the growth of the peak resident memory of a fresh process that builds a field over 1.2 GB and 20 GB
+of uint8 rows (holes in a sparse file) and evaluates two queries (Linux only). About ten minutes on two cores.
 """
 
 import functools

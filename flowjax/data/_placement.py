@@ -136,24 +136,24 @@ def place_rows(
     if missing and weights is None:
         weights = np.ones(n, np.float32)
 
-    def put(array: np.ndarray | None) -> jax.Array | None:
-        if array is None:
-            return None
+    def put(array: np.ndarray, filler: Any) -> jax.Array:
         values = np.asarray(array)
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             start, stop, _ = index[0].indices(n + missing)
+            filled = np.full((max(0, stop - max(start, n)), *values.shape[1:]), filler, values.dtype)
             held = values[start : min(stop, n)]
-            return (
-                np.concatenate([held, np.zeros((stop - max(start, n), *held.shape[1:]), held.dtype)])
-                if stop > n
-                else held
-            )
+            return np.concatenate([held, filled]) if len(filled) else held
 
         return jax.make_array_from_callback((n + missing, *values.shape[1:]), sharding, part)
 
-    return put(images), put(labels), put(weights)  # type: ignore[return-value]
+    # Copies of a row, so that neither the centre nor the largest norm is other than that of the data.
+    return (
+        put(images, images[0]),
+        None if labels is None else put(labels, labels[0]),
+        None if weights is None else put(weights, 0),
+    )
 
 
 def _shares(sharding: jax.sharding.Sharding, processes: int) -> int:

@@ -23,8 +23,8 @@ Bands are two standard errors, from leaving out each group in turn. At fixed tim
 draws rows of its own; against batch size one draw serves a whole batch, as in training, so its examples' noise is
 correlated and the variance of its batches falls more slowly than 1/B.
 
-Cost: quick about a minute on two idle cores, most of it compilation; cpu 25 minutes of one core for digits (65 beside
-three other jobs), and by estimate 90 for pictures of 28×28.
+Cost: quick about a minute on two idle cores, most of it compilation; cpu about 40 minutes for digits beside three other
+jobs, and longer for pictures of 28×28 (not run).
 Expect: digits, 600 steps of a small U-Net: target noise is .9 of the conditional gradient's variance at t = .1 to .25,
 half of it at t = .5, a tenth at the collapse (t = .62) and 1e-3 at .75; over uniform t the exact target has .74 of the
 conditional one's variance, for the late times, in which the targets agree, are the noisiest. The noise scale falls as

@@ -34,6 +34,9 @@ def test_rows_are_filled_up_to_a_multiple():
     assert placed.shape == (24, 2)
     assert {s.data.shape for s in placed.addressable_shards} == {(6, 2)}
     np.testing.assert_array_equal(placed[:21], images)
+    np.testing.assert_array_equal(
+        placed[21:], np.repeat(images[:1], 3, 0)
+    )  # neither mean nor norms leave the data's
     np.testing.assert_array_equal(numbers[:21], labels)
     np.testing.assert_array_equal(weights, np.repeat([1, 0], [21, 3]))
     whole, none, unweighted = place_rows(mesh(), images)
