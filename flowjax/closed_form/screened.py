@@ -14,10 +14,11 @@ else. Derivatives
 are those of the dense pass.
 
 What was learned on a CPU (n = 50 000, d = 3072, b = 128): storing the bounds costs as much as computing them, so only
-bits leave a block; a dense pass costs 7 to 10 queries' worth beside its queries; with 32 coordinates and the noise's
-share taken out of the norms, the guess is right for 98 of 100 queries at t = .4; the rows that the directions were
-fitted to have smaller norms beyond them than the others, so the sample must not be made of these. Speeds:
-benchmarks/results/screened.json.
+bits leave a block; with 32 coordinates and the noise's share taken out of the norms, the guess is right for 98 of 100
+queries at t = .4; the rows that the directions were fitted to have smaller norms beyond them than the others, so the
+sample must not be made of these; a dense pass costs 10 to 46 queries' worth beside its queries, so those left to it
+share one, and what costs least in all decides which these are (each by itself, and in chunks of 48, 16, 4, they made
+screening slower than dense near t = .3). Speeds: benchmarks/results/screened.json.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from flowjax.typing import Flat, Indices, PerQuery
 from . import moments as algebra
 from .bounds import pair_rounding
 from .certificate import RELEVANT, exact_bound, num_seen, query_norm
+from .costs import dense_sizes
 from .dense import Query, Rows
 from .evaluate import (
     Course,
@@ -48,13 +50,6 @@ from .evaluate import (
 from .parts import Plan
 from .screen import Screen
 from .search import search, tile_size
-
-_DENSE_CHUNKS = ((48, 32), (16, 4), (4, 0))
-"""Queries that share a dense pass of what screening does not hold for, taken while more than so many are left: many at
-once cost less each (CPU)."""
-
-_FEW = 16
-"""Of so many queries all share the dense pass if any needs it: a chunk of every size is a program to compile."""
 
 
 def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> tuple[Evaluation, Course]:
@@ -109,46 +104,20 @@ def _screen_tile(plan: Plan, screen: Screen, rows: Rows, x, t, labels, hint) -> 
 
 
 def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, holds) -> Evaluation:
-    """Dense evaluation of the queries that screening does not hold for, in chunks; free when there are none."""
+    """Dense evaluation of the queries that screening does not hold for, in one pass; free when there are none."""
     b = x.shape[0]
     count = jnp.sum(~holds, dtype=jnp.int32)
     order = jnp.argsort(holds, stable=True).astype(jnp.int32)
+    sizes = dense_sizes(b)
 
-    def dense(index):
-        return evaluate(plan, rows, x[index], t[index], None if labels is None else labels[index])
+    def of_first(size):
+        index = order[:size]
+        new = evaluate(plan, rows, x[index], t[index], None if labels is None else labels[index])
+        place = jnp.where(holds[index], jnp.int32(b), index)
+        return jax.tree.map(lambda old, part: old.at[place].set(part, mode="drop"), result, new)
 
-    if b <= _FEW:
-        everything = jnp.arange(b, dtype=jnp.int32)
-        return lax.cond(
-            count > 0,
-            lambda: jax.tree.map(
-                lambda old, new: jnp.where(holds[:, None] if old.ndim == 2 else holds, old, new),
-                result,
-                dense(everything),
-            ),
-            lambda: result,
-        )
-
-    def chunks(size, spared, carry):
-        padded = jnp.pad(order, (0, size), constant_values=b)
-
-        def body(carry):
-            done, result = carry
-            index = lax.dynamic_slice_in_dim(padded, done, size)
-            index = jnp.where(done + jnp.arange(size, dtype=jnp.int32) < count, index, jnp.int32(b))
-            new = dense(jnp.minimum(index, jnp.int32(b - 1)))
-            result = jax.tree.map(lambda old, part: old.at[index].set(part, mode="drop"), result, new)
-            return done + jnp.int32(size), result
-
-        return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
-
-    carry = jnp.int32(0), result
-    chosen = (b, 3 * b // 4), *_DENSE_CHUNKS
-    if plan.stream_block is not None:  # few passes, each of which reads everything
-        chosen = (b, b // 4), (b // 4, b // 16), (b // 16, 0)
-    for size, spared in (chosen[0], *(chunk for chunk in chosen[1:] if 0 < chunk[0] < b)):
-        carry = chunks(size, spared, carry)
-    return carry[1]
+    smallest = jnp.searchsorted(jnp.array((0, *sizes), jnp.int32), count).astype(jnp.int32)
+    return lax.switch(smallest, [lambda: result, *(functools.partial(of_first, size) for size in sizes)])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from flowjax.typing import Array, Flat, Float, Indices, PerQuery
+from flowjax.typing import Array, Bool, Flat, Float, Indices, PerQuery
 
 from . import moments as algebra
 from .basis import sample_stride
 from .bounds import Seen, find_survivors, guess_best, mask_labels, project_far, slack_of, weights_of
 from .certificate import num_seen, query_norm
-from .costs import Costs
+from .costs import Costs, dense_sizes
 from .dense import Query, Rows, product
 from .evaluate import Schedule, along_path, velocity_of
 from .parts import Plan, query_axes, row_specs
@@ -76,7 +77,7 @@ def _choose_pass(
         """The largest: devices wait for each other."""
         return costs if axis is None else lax.pmax(costs.astype(jnp.float32), axis).astype(jnp.float64)
 
-    near, dense = of_all(passes(screen.near, seen)), jnp.full((b, 1), 2.0 * n * d)
+    near, dense = of_all(passes(screen.near, seen)), 2.0 * n * d
     span = screen.far.span(screen.far.levels[0])
     at_least = costs.entry * n * (span.stop - span.start) + costs.bounded * d * screen.far.directions
 
@@ -91,19 +92,27 @@ def _choose_pass(
 
     far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
     far = of_all(far)
-    # Nobody takes a whole pass for himself alone.
-    least_near, least_far = (jnp.min(each, 1, keepdims=True) for each in (near, far))
-
-    def shared(each, least, others):
-        count = jnp.sum(least < others, dtype=jnp.float64)
-        return each * (1 + costs.setup / jnp.maximum(count, 1))
-
-    dense, far = (
-        shared(dense, dense, jnp.minimum(least_near, least_far)),
-        shared(far, least_far, jnp.minimum(least_near, dense)),
+    # A pass costs something beside its queries, which those share that take it.
+    least, of_far = jnp.minimum(jnp.min(near, 1), dense), jnp.min(far, 1)
+    far = far * (1 + costs.setup / jnp.maximum(jnp.sum(of_far < least, dtype=jnp.float64), 1))
+    screened = jnp.concatenate([near, far], 1)
+    level = lax.argmin(screened.astype(jnp.float32), 1, jnp.int32)
+    level = jnp.where(
+        cheapest_screened(jnp.min(screened, 1), dense, costs.setup), level, jnp.int32(screened.shape[1])
     )
-    level = lax.argmin(jnp.concatenate([near, far, dense], 1).astype(jnp.float32), 1, jnp.int32)
     return level, coefficients
+
+
+def cheapest_screened(costs: PerQuery, dense: float, setup: float) -> Bool[Array, "b"]:
+    """Which queries to screen, of `costs` each, so that all of them together cost least: the cheapest ones, while the
+    others share a pass of `dense` times the queries it has room for and `setup`."""
+    b = costs.shape[0]
+    order = jnp.argsort(costs).astype(jnp.int32)
+    sizes = np.array(dense_sizes(b))
+    shared = setup + sizes[np.searchsorted(sizes, np.arange(b, 0, -1))]
+    total = jnp.pad(jnp.cumsum(costs[order]), (1, 0)) + dense * np.append(shared, 0.0)
+    cheap = jnp.arange(b, dtype=jnp.int32) < lax.argmin(total.astype(jnp.float32), 0, jnp.int32)
+    return jnp.zeros(b, bool).at[order].set(cheap)
 
 
 class _Chosen(NamedTuple):

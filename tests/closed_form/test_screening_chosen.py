@@ -7,6 +7,8 @@ from support import flat, holds, natural_patches, nearest_neighbour, normal, on_
 
 import flowjax as fj
 from flowjax.closed_form import field as field_module
+from flowjax.closed_form.costs import dense_sizes
+from flowjax.closed_form.search import cheapest_screened
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 
@@ -32,15 +34,15 @@ def test_natural_pictures_keep_the_tolerance():
 
 
 def test_explain_tells_how_queries_were_evaluated():
-    data, t = normal(0, 1301, 256), np.repeat(np.float32([0.0, 0.95]), 3)
+    data, t = normal(0, 1301, 256), np.repeat(np.float32([0.0, 0.95]), 12)
     field = fj.ClosedFormField(data, method="screened")
-    report = field.explain(on_path(data, normal(1, 6, 256), t), t)
-    assert report.dense.tolist() == [True] * 3 + [False] * 3  # at t = 0 every row weighs the same
-    assert report.evaluated[3:].min() >= 1
+    report = field.explain(on_path(data, normal(1, 24, 256), t), t)
+    assert report.dense.tolist() == [True] * 12 + [False] * 12  # at t = 0 every row weighs the same
+    assert report.evaluated[12:].min() >= 1
     assert report.evaluated.max() < 100
-    assert report.columns[3:].min() > 0
-    assert report.relative_bound[3:].max() <= 1e-5
-    assert "3 by the dense pass, 3 by screening" in str(report)
+    assert report.columns[12:].min() > 0
+    assert report.relative_bound[12:].max() <= 1e-5
+    assert "12 by the dense pass, 12 by screening" in str(report)
     assert "'dense'" in str(fj.ClosedFormField(data, method="dense").explain(data[:2], 0.5))
 
 
@@ -71,3 +73,23 @@ def test_a_hint_changes_the_work_and_not_the_result():
     with pytest.raises(TypeError, match="hint must be integers"):
         field(x, t, hint=0.5)
     np.testing.assert_array_equal(fj.ClosedFormField(data)(x, t, hint=3), fj.ClosedFormField(data)(x, t))
+
+
+@pytest.mark.parametrize("setup", [0.0, 3.0, 40.0])
+def test_the_queries_screened_are_those_that_cost_least_together(setup):
+    generator, dense = np.random.default_rng(0), 2.0
+    for _ in range(20):
+        costs = generator.exponential(dense, 17)
+        costs[generator.random(17) < 0.2] = np.inf
+
+        def together(screened, costs=costs):
+            others = np.sum(~screened)
+            room = min((size for size in dense_sizes(costs.size) if size >= others), default=0)
+            return costs[screened].sum() + (dense * (room + setup) if others else 0)
+
+        # Of as many, none costs less than the cheapest.
+        ascending = np.argsort(np.argsort(costs))
+        least = min(together(ascending < count) for count in range(18))
+        with jax.enable_x64(True):
+            chosen = np.asarray(cheapest_screened(costs, dense, setup))
+        assert together(chosen) == pytest.approx(least)
