@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
         raise ValueError(
             f"there is no way to draw samples of shape {event_shape}; give an --out that ends in .npz"
         )
-    config, graphdef, params, step = load_network(run)
+    velocity, config, step = load_network(run)
     labels = spread_labels(run.class_counts(), options.num)
     if options.label is not None:
         if labels is None:
@@ -76,8 +76,7 @@ def run(argv: list[str]) -> int:
         labels = np.full(options.num, options.label, np.int32)
     samples, num_evaluations = draw_samples(
         config,
-        graphdef,
-        params,
+        velocity,
         options.num,
         seed=options.seed,
         labels=labels,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from flowjax.data import Dataset
 from flowjax.models import MLPConfig, UNetConfig
@@ -92,8 +91,8 @@ def trained(
         train(config, path, resume=(path / "config.json").is_file(), dataset=dataset, measure=measure)
         work.spent(f"training-{name}", time.perf_counter() - begin)
     run = RunDirectory(path)
-    config, graphdef, params, _ = load_network(run)
-    return Network(nnx.merge(graphdef, params), config, run)
+    velocity, config, _ = load_network(run)
+    return Network(velocity, config, run)
 
 
 def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:

@@ -159,11 +159,11 @@ def evaluate(
         raise ValueError(f"a Fréchet distance needs at least 2 samples, got {num_samples}")
     dataset = config.data.load()
     run.check_data(config, dataset.fingerprint)
-    config, graphdef, params, step = load_network(run)
+    velocity, config, step = load_network(run)
     compared = references(dataset, num_samples, weights) if full or weights is not None else []
     labels = spread_labels(run.class_counts(), num_samples)
     begin = time.perf_counter()
-    samples, num_evaluations = draw_samples(config, graphdef, params, num_samples, seed=seed, labels=labels)
+    samples, num_evaluations = draw_samples(config, velocity, num_samples, seed=seed, labels=labels)
     sampling_seconds = time.perf_counter() - begin
     score = FrechetScore(dataset)
     nearest, second, index = fj.metrics.nearest_distances(samples, dataset.images)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 import flowjax as fj
 
@@ -39,6 +40,7 @@ def train(
     dataset: fj.data.Dataset | None = None,
     measure: Callable[[np.ndarray], dict[str, float]] | None = None,
     rows_over: int | None = None,
+    quiet: bool = False,
 ) -> RunDirectory:
     """Train, or continue training, into a run directory.
 
@@ -50,6 +52,7 @@ def train(
         measure: further numbers of samples [num_samples, *event], for metrics.jsonl beside their Fréchet distance.
         rows_over: devices that the rows behind an exact target are split over, see `assembly.make_mesh`. Where rows lie
             is no part of a run: it may be resumed on other devices.
+        quiet: no progress; what goes wrong is still said.
 
     Returns:
         The run directory, with `metrics.jsonl`, checkpoints and sample grids.
@@ -83,12 +86,12 @@ def train(
     with Checkpoints(run.checkpoints, exclusive=True) as checkpoints, _Signals() as signals:
         if resume:
             restored = checkpoints.restore(state, iterator)
-            if restored is None:
+            if restored is None and not quiet:
                 print("no checkpoint yet: starting from the first step")
             state = state if restored is None else restored
         start = int(state.step)
         run.truncate_metrics(start)
-        with Progress(config.steps, start, every=max(1, config.steps // 20)) as progress:
+        with Progress(config.steps, start, max(1, config.steps // 20), quiet=quiet) as progress:
             pending: tuple[int, Any] | None = None
             for step in range(start + 1, config.steps + 1):
                 batch = fj.data.place(next(iterator), mesh)
@@ -189,9 +192,8 @@ def _sample(
     no reason to lose the run.
     """
     try:
-        samples = draw_samples(
-            config, graphdef, state.ema, config.num_samples, seed=config.seed, labels=labels
-        ).samples
+        velocity = nnx.merge(graphdef, state.ema)
+        samples = draw_samples(config, velocity, config.num_samples, seed=config.seed, labels=labels).samples
     except RuntimeError as error:
         say(f"no samples of step {step}: {error}")
         return {"frechet_distance": None}

@@ -13,17 +13,18 @@ class Progress(contextlib.AbstractContextManager):
         total: last step.
         start: step that the run begins at.
         every: steps between plain lines where the output is no terminal.
+        quiet: neither bar nor lines, only what `say` is given.
     """
 
-    def __init__(self, total: int, start: int, every: int):
+    def __init__(self, total: int, start: int, every: int, *, quiet: bool = False):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._total, self._start, self._every = total, start, every
+        self._total, self._start, self._every, self._quiet = total, start, every, quiet
         self._began = time.perf_counter()
         self._bar = None
         console = Console(file=sys.stdout)
-        if console.is_terminal:
+        if console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("training"),
                 BarColumn(),
@@ -49,7 +50,7 @@ class Progress(contextlib.AbstractContextManager):
         speed = (step - self._start) / max(time.perf_counter() - self._began, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{metrics['loss']:.4f}", speed=f"{speed:.1f}")
-        elif step % self._every == 0 or step == self._total:
+        elif not self._quiet and (step % self._every == 0 or step == self._total):
             left = (self._total - step) / speed
             print(
                 f"step {step}/{self._total}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left:.0f} s left",

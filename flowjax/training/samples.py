@@ -1,7 +1,8 @@
 """A trained network from a run directory, and samples from it."""
 
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,13 +28,31 @@ class Drawn(NamedTuple):
     num_evaluations: int
 
 
-def load_network(run: RunDirectory) -> tuple[TrainConfig, nnx.GraphDef, Any, int]:
-    """Configuration, structure, averaged parameters and step of a run's newest checkpoint.
+class Network(NamedTuple):
+    """What `load_network` returns.
+
+    Attributes:
+        velocity: the velocity function: call it as `velocity(x, t)`, give it to `flowjax.sampling.sample`.
+        config: of the run.
+        step: after which the parameters were saved.
+    """
+
+    velocity: nnx.Module
+    config: TrainConfig
+    step: int
+
+
+def load_network(run: RunDirectory | str | os.PathLike) -> Network:
+    """The network of a run's newest checkpoint, with its averaged parameters.
+
+    Args:
+        run: a run directory, as `train` returns it, or its path.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint yet.
         RuntimeError: no checkpoint can be read.
     """
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     config = run.config()
     missing = FileNotFoundError(f"{run.path} has no checkpoint yet; train it first")
     if not run.checkpoints.is_dir():
@@ -43,13 +62,12 @@ def load_network(run: RunDirectory) -> tuple[TrainConfig, nnx.GraphDef, Any, int
         restored = checkpoints.restore(state, None)
     if restored is None:
         raise missing
-    return config, graphdef, restored.ema, int(restored.step)
+    return Network(nnx.merge(graphdef, restored.ema), config, int(restored.step))
 
 
 def draw_samples(
     config: TrainConfig,
-    graphdef: nnx.GraphDef,
-    params: Any,
+    velocity: nnx.Module,
     num: int,
     *,
     seed: int,
@@ -60,7 +78,7 @@ def draw_samples(
 
     Args:
         config: of the run.
-        graphdef, params: the network.
+        velocity: the network.
         num: how many.
         seed: of the noise.
         labels: [num] classes, for class-conditional runs; see `spread_labels`.
@@ -77,7 +95,8 @@ def draw_samples(
         options = {"rtol": _TOLERANCE, "atol": _TOLERANCE, **options}
     mesh = fj.data.mesh()
     everywhere = jax.NamedSharding(mesh, jax.P())
-    model = nnx.merge(graphdef, jax.device_put(params, everywhere))
+    graphdef, params = nnx.split(velocity)
+    velocity = nnx.merge(graphdef, jax.device_put(params, everywhere))
     key = jax.random.fold_in(jax.random.key(seed), 2)
     noise = np.asarray(path.sample_prior(key, (num, *config.model.event_shape)))
     size = -(-min(num, _AT_ONCE) // mesh.size) * mesh.size
@@ -90,7 +109,7 @@ def draw_samples(
             block["labels"] = np.asarray(labels, np.int32)[rows]
         block = fj.data.place(block, mesh)
         condition = {"labels": block["labels"]} if "labels" in block else None
-        drawn = fj.sampling.sample(model, block["noise"], condition=condition, path=path, **options)
+        drawn = fj.sampling.sample(velocity, block["noise"], condition=condition, path=path, **options)
         blocks.append(np.asarray(drawn.samples)[: num - start])
         evaluations = max(evaluations, int(drawn.num_evaluations))
     return Drawn(np.concatenate(blocks), evaluations)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from flax import nnx
 
 import flowjax as fj
 from flowjax import models, training
@@ -103,9 +104,9 @@ def test_the_target_curve_is_the_oracle_s():
 
 def test_distances_and_memorised_fractions_are_those_of_the_samples(evaluated):
     run, result = evaluated
-    config, graphdef, params, reached = samples.load_network(run)
+    velocity, config, reached = training.load_network(run)
     assert reached == result["step"] == CONFIG.steps
-    drawn = np.asarray(samples.draw_samples(config, graphdef, params, 16, seed=1).samples, np.float64)
+    drawn = np.asarray(samples.draw_samples(config, velocity, 16, seed=1).samples, np.float64)
     rows = np.asarray(fj.data.load("two-moons").images, np.float64)
     distances = np.sort(np.linalg.norm(drawn[:, None] - rows[None], axis=2), axis=1)
     assert result["nearest_distance_median"] == pytest.approx(np.median(distances[:, 0]), rel=1e-4)
@@ -121,7 +122,7 @@ def test_distances_and_memorised_fractions_are_those_of_the_samples(evaluated):
 
 def test_samples_come_from_the_averaged_parameters(evaluated):
     run, _ = evaluated
-    _, _, averaged, _ = samples.load_network(run)
+    averaged = nnx.state(training.load_network(run).velocity)
     _, fresh = state.create(CONFIG)
     with training.checkpoint.Checkpoints(run.checkpoints) as checkpoints:
         restored = checkpoints.restore(fresh, None)
@@ -219,11 +220,11 @@ def test_logit_normal_times_stay_below_one_and_centre_on_a_half():
 def test_a_solver_that_gives_up_costs_a_picture_and_not_the_run(tmp_path, monkeypatch, capsys):
     real = samples.draw_samples
 
-    def gives_up_once(config, graphdef, params, num, **options):
+    def gives_up_once(config, velocity, num, **options):
         if not (tmp_path / "run" / "samples" / "tried").exists():
             (tmp_path / "run" / "samples" / "tried").touch()
             raise RuntimeError("max_steps=4096 reached")
-        return real(config, graphdef, params, num, **options)
+        return real(config, velocity, num, **options)
 
     monkeypatch.setattr(loop, "draw_samples", gives_up_once)
     run = training.train(CONFIG, tmp_path / "run")
@@ -251,8 +252,8 @@ def test_samples_can_be_drawn_where_the_data_is_not(tmp_path):
     source = write_npz(tmp_path / "rows.npz")
     run = training.train(pictures(source), tmp_path / "run")
     (tmp_path / "rows.npz").unlink()
-    config, graphdef, params, _ = samples.load_network(run)
-    assert samples.draw_samples(config, graphdef, params, 3, seed=0).samples.shape == (3, 4, 4, 1)
+    velocity, config, _ = training.load_network(run.path)
+    assert samples.draw_samples(config, velocity, 3, seed=0).samples.shape == (3, 4, 4, 1)
     with pytest.raises(FileNotFoundError):
         training.evaluate(run.path)
 
