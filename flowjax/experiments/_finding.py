@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowjax._files import replacing
-from flowjax.report import facts, figure, grid, page
+from flowjax.report import facts, figure, grid, page, text
 
 Curve = dict[str, list[float]]
 
@@ -137,14 +137,23 @@ def _page(out: Path, result: dict[str, Any], finding: Finding) -> str:
             drawn = f'<img class="pixels" src="{_inline(out / f"{each.name}.png")}" alt="{html.escape(each.caption)}">'
         parts.append(f"<figure>{drawn}{caption}</figure>")
     parts += [f'<p class="soft">{html.escape(note)}</p>' for note in finding.notes]
-    flat = {name: value for name, value in finding.findings.items() if not isinstance(value, Mapping)}
-    for name, value in finding.findings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}, {key}": inner for key, inner in value.items()}
-    parts.append(facts("Numbers", flat))
+    parts += _numbers(finding.findings)
     about = {name: result[name] for name in ("data", "preset", "seconds")} | result["settings"]
     parts += [facts("This run", about), facts("Versions", result["versions"])]
     return page(title, parts)
+
+
+def _numbers(findings: Mapping[str, Any]) -> list[str]:
+    """A table of the plain ones, and one of each set of mappings that have the same keys."""
+    plain: dict[str, Any] = {}
+    series: dict[tuple[str, ...], list[list[str]]] = {}
+    for name, value in findings.items():
+        if isinstance(value, Mapping):
+            row = [name.replace("_", " "), *map(text, value.values())]
+            series.setdefault(tuple(value), []).append(row)
+        else:
+            plain[name] = value
+    return [facts("Numbers", plain), *(grid(["", *keys], rows) for keys, rows in series.items())]
 
 
 def _inline(file: Path) -> str:

@@ -104,8 +104,8 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
     sentence = (
         f"on {dataset.name} (n = {dataset.num_points}, d = {dimension}) the share of cosines above .9 is "
         + ", ".join(f"{np.interp(t, times, aligned[sides[0]]):.0%} at t = {t}" for t in (0.2, 0.3, 0.5))
-        + f"; nine in ten pass it for good at t = {passed[sides[0]]:.2f}"
-        + "".join(f", {passed[side]:.2f} at {names[side]}" for side in sides[1:])
+        + f"; the time from which on nine in ten are: {_time(passed[sides[0]])}"
+        + "".join(f", {_time(passed[side])} at {names[side]}" for side in sides[1:])
         + f". From n and covariance alone {float(full['collapse']):.2f} is predicted."
     )
     findings = {
@@ -211,9 +211,13 @@ def predicted_times(rows: np.ndarray, *, most: int = 4096) -> tuple[float, float
 
 
 def _first(times: np.ndarray, reached: np.ndarray) -> float:
-    """The first time from which on it stays reached; NaN if it never does."""
+    """The first time from which on it stays reached; infinity if it never does."""
     stays = np.logical_and.accumulate(reached[::-1])[::-1]
-    return float(times[np.argmax(stays)]) if stays.any() else np.nan
+    return float(times[np.argmax(stays)]) if stays.any() else np.inf
+
+
+def _time(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "none"
 
 
 def _round(value: Any) -> float | None:

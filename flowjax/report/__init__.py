@@ -5,4 +5,5 @@ from ._figures import figure as figure
 from ._page import facts as facts
 from ._page import grid as grid
 from ._page import page as page
+from ._page import text as text
 from ._report import write_report as write_report

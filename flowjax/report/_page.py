@@ -47,13 +47,17 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{cells("th", header)}</tr>{body}</table></div>'
 
 
+def text(value: Any) -> str:
+    """A value as tables show it."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def facts(title: str, values: dict[str, Any]) -> str:
     """A table of names and values under a heading, or nothing if there are none."""
     if not values:
         return ""
-
-    def text(value):
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     rows = "".join(
         f"<tr><th>{html.escape(key.replace('_', ' '))}</th><td>{html.escape(text(value))}</td></tr>"

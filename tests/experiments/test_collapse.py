@@ -120,13 +120,15 @@ def test_command_line(tmp_path, capsys):
     out = tmp_path / "run"
     asked = ["experiment", "collapse", "--preset", "quick", "--out", str(out)]
     assert main([*asked, "--num-pairs", "8", "--num-times", "4"]) == 0
-    assert "nine in ten pass it for good at" in capsys.readouterr().out
+    assert "the time from which on nine in ten are" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert result["settings"]["num_pairs"] == 8
     assert result["preset"] == "quick"
     assert {"experiment", "data", "claim", "agrees", "curves", "versions", "seconds"} <= result.keys()
     page = (out / "report.html").read_text()
     assert result["sentence"] in page
+    shares = [f"{share:.4g}" for share in result["findings"]["fraction_above_0.9"].values()]
+    assert f"<th>fraction above 0.9</th><td>{'</td><td>'.join(shares)}</td>" in page  # a row of a table
     for name in ("fraction", "cosine", "collapse"):
         assert (out / f"{name}.png").stat().st_size > 1000
         assert (out / f"{name}.svg").stat().st_size > 1000
