@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from flowjax._choices import check_choice
 from flowjax.paths import Linear, Path
 
-from . import costs, streamed
+from . import costs, queries, streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .costs import Costs
 from .dense import Rows, Settings
@@ -305,8 +305,8 @@ class ClosedFormField:
         which is what `flowjax.sampling.log_density` integrates. Arguments and errors as for a call.
         """
         posterior = self.posterior(x, t, labels, hint=hint)
-        x, t, _, _, batch = self._check_queries(x, t, None, None)
-        t = _inside(t).reshape(batch)
+        x, t, _, _, batch = queries.flat(self.event_shape, x, t)
+        t = queries.inside(t).reshape(batch)
         alpha, sigma, alpha_dot, sigma_dot = (
             schedule(t)
             for schedule in (self.path.alpha, self.path.sigma, self.path.alpha_dot, self.path.sigma_dot)
@@ -340,7 +340,9 @@ class ClosedFormField:
         )
 
     def _evaluate(self, x, t, labels, hint, *, scalars: bool):
-        x, t, labels, hint, batch = self._check_queries(x, t, labels, hint)
+        self.check_condition(labels)
+        x, t, labels, hint, batch = queries.flat(self.event_shape, x, t, labels, hint)
+        hint = hint if self._screen is not None else None
         with streamed.reporting(self._rows, x, t, labels) as (rows, wait):
             field = self if rows is self._rows else self.tree_unflatten(self._static, (rows, self._screen))
             flat = wait(_evaluate_jit(field, x, t, labels, hint, scalars=scalars))
@@ -350,51 +352,6 @@ class ClosedFormField:
             return leaf.reshape(batch + d_shape) if leaf.ndim == 2 else leaf.reshape(batch)
 
         return jax.tree.map(unflatten, flat)
-
-    def _check_queries(self, x, t, labels, hint):
-        event = self.event_shape
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"queries must be floating point, got {x.dtype}; convert with flowjax.closed_form.to_float"
-            )
-        if x.ndim < len(event) or x.shape[x.ndim - len(event) :] != event:
-            raise ValueError(f"queries of shape {x.shape} do not end in the data's event shape {event}")
-        spread = jax.typeof(x).sharding
-        if any(spread.spec) and set(spread.mesh.axis_types) == {jax.sharding.AxisType.Explicit}:
-            raise ValueError(
-                f"queries split over axes of explicit type ({spread.spec}) are not supported; make the mesh with "
-                "axis_types=(jax.sharding.AxisType.Auto, ...), or give every device all queries"
-            )
-        batch = x.shape[: x.ndim - len(event)]
-        x = x.reshape(-1, int(np.prod(event)))
-        if x.dtype not in (jnp.float32, jnp.float64):
-            x = x.astype(jnp.float32)
-        t = _broadcast_to_batch(self._check_times(t, x.dtype), batch, "t")
-        if labels is not None:
-            self.check_condition(labels)
-            labels = _broadcast_to_batch(jnp.asarray(labels).astype(jnp.int32), batch, "labels")
-        if hint is not None:
-            hint = jnp.asarray(hint)
-            if not jnp.issubdtype(hint.dtype, jnp.integer):
-                raise TypeError(f"hint must be integers, numbers of points, got {hint.dtype}")
-            hint = _broadcast_to_batch(hint.astype(jnp.int32), batch, "hint")
-        return x, t, labels, hint if self._screen is not None else None, batch
-
-    def _check_times(self, t, dtype) -> jax.Array:
-        if not isinstance(t, Tracer):
-            values = _at_hand(t)
-            real = values.dtype.kind in "fiu" or jnp.issubdtype(values.dtype, jnp.floating)
-            if not real:
-                raise TypeError(f"t must be real numbers, got {t!r}")
-            # In the dtype that is computed in: 1 − 1e-9 is 1 as a float32.
-            values = values.astype(dtype)
-            if not bool(((values >= 0) & (values < 1)).all()):
-                raise ValueError(
-                    f"t must lie in [0, 1) as {values.dtype}, got values from {values.min():g} to {values.max():g}; "
-                    "the field is singular at t = 1"
-                )
-        return jnp.asarray(t, dtype)
 
     def check_condition(self, labels: ArrayLike | None = None, **others) -> None:
         """What a call would refuse of its labels, without the call; `flowjax.sampling.sample` asks before it compiles.
@@ -412,19 +369,7 @@ class ClosedFormField:
             raise ValueError(
                 "labels were given with the query, but this field has none; build it with labels=..."
             )
-        values = np.zeros(0, labels.dtype) if isinstance(labels, Tracer) else _at_hand(labels)
-        if values.dtype.kind not in "iu":
-            raise TypeError(f"labels must be integers, got {values.dtype}")
-        last = self._rows.class_log_weights.shape[0] - 1
-        if values.size and (values.min() < 0 or values.max() > last):
-            raise ValueError(
-                f"labels must lie in 0..{last}, got values from {values.min()} to {values.max()}"
-            )
-        empty = [label for label in self._static.empty_classes if bool((values == label).any())]
-        if empty:
-            raise ValueError(
-                f"class {empty[0]} has no points of positive weight, so it has no velocity; ask for another label"
-            )
+        queries.check_labels(labels, self._rows.class_log_weights.shape[0], self._static.empty_classes)
 
 
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
@@ -483,15 +428,9 @@ def _screen_for(plan: Plan, field: ClosedFormField) -> Screen | None:
     return screen if screen is not None and fits(screen, count // shards, shards) else None
 
 
-def _inside(t: jax.Array) -> jax.Array:
-    """Traced times outside [0, 1) at the nearest inside. Not jnp.clip, which halves the derivative at the ends."""
-    last = float(np.nextafter(np.ones((), t.dtype), np.zeros((), t.dtype)))
-    return jnp.where(t < 0, 0, jnp.where(t > last, last, t))
-
-
 def _evaluate_flat(field: ClosedFormField, x, t, labels, hint, *, scalars: bool) -> Evaluation:
     plan = _plan(field, x.shape[0], scalars)
-    inside = _inside(t)
+    inside = queries.inside(t)
     screen = _screen_for(plan, field)
     if screen is None:
         result = evaluate(plan, field._rows, x, inside, labels)
@@ -530,26 +469,3 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
     whole = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
     if block_size is not None and not (whole and block_size >= 1):
         raise ValueError(f"block_size must be a whole number of at least 1, got {block_size!r}")
-
-
-def _at_hand(value: ArrayLike) -> np.ndarray | jax.Array:
-    """As NumPy, or as it is where other processes have a part of it, whose reductions are then made by all."""
-    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
-        return value
-    return np.asarray(value)
-
-
-def _broadcast_to_batch(value: jax.Array, batch: tuple[int, ...], name: str) -> jax.Array:
-    # A path pairs t with the first axes of x, broadcasting with the last: where both fit, one of them would be wrong.
-    first, last = batch[: value.ndim], batch[len(batch) - value.ndim :]
-    if 0 < value.ndim < len(batch) and value.shape == first == last and max(value.shape) > 1:
-        raise ValueError(
-            f"{name} of shape {value.shape} could go with the first or the last axes of the queries' batch {batch}; "
-            f"give it all {len(batch)} axes, for example {name}[..., None]"
-        )
-    try:
-        return jnp.broadcast_to(value, batch).reshape(-1)
-    except ValueError:
-        raise ValueError(
-            f"{name} of shape {value.shape} does not broadcast to the queries' batch shape {batch}"
-        ) from None
