@@ -140,7 +140,7 @@ def _near_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int
 
 def _far_layout(directions: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Levels, edges and number of coordinates of the far table."""
-    levels = tuple(sorted({max(1, directions >> shift) for shift in (3, 2, 1, 0)}))
+    levels = tuple(sorted({max(1, directions >> shift) for shift in (2, 1, 0)}))
     return levels, _edges(levels, directions), directions
 
 

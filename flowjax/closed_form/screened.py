@@ -18,7 +18,9 @@ bits leave a block; with 32 coordinates and the noise's share taken out of the n
 queries at t = .4; the rows that the directions were fitted to have smaller norms beyond them than the others, so the
 sample must not be made of these; a dense pass costs 10 to 46 queries' worth beside its queries, so those left to it
 share one, and what costs least in all decides which these are (each by itself, and in chunks of 48, 16, 4, they made
-screening slower than dense near t = .3). Speeds: benchmarks/results/screened.json.
+screening slower than dense near t = .3); a pass of 128 queries costs a fifth to a third less each than one of 64, and
+one query that needs 512 columns must not make the others of its chunk read them, so a chunk takes the size and the pass
+that it is cheapest with in sum (t = .6: 1.4 times as fast, t = .8: 1.5). Speeds: benchmarks/results/screened.json.
 """
 
 import dataclasses

@@ -30,8 +30,8 @@ from .survivors import POOL, Found, collect, nothing_found, pair_logits
 TILE = 128
 """Queries of one device that are searched for together."""
 
-_CHUNK = 64
-"""Queries that share a pass."""
+_CHUNKS = (64, 128)
+"""Numbers of queries that may share a pass."""
 
 _SAMPLE = 1024
 """Rows that tell what a pass would leave."""
@@ -41,10 +41,21 @@ def _take(tree, index: Indices):
     return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
 
 
+def _reading(costs: Costs, screen: Screen, rows: Rows) -> np.ndarray:
+    """What each of `screen.passes` costs a query before anything is found, [passes]."""
+    spans = [table.span(k) for table, k in screen.passes]
+    return np.array([rows.count * (costs.row + costs.entry * (span.stop - span.start)) for span in spans])
+
+
+def _chunk_sizes(b: int) -> list[int]:
+    return sorted({min(size, b) for size in _CHUNKS})
+
+
 def _choose_pass(
     costs: Costs, screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"], axis: str | None
-) -> tuple[Indices, Coefficients]:
-    """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense.
+) -> tuple[Indices, Float[Array, "b passes"], Coefficients]:
+    """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense; and what the
+    rows that each pass leaves would cost.
 
     A sample of the rows tells what a pass would leave. The queries are returned as well, projected on all directions
     if any of them needs it (else zeros stand there). Over a mesh axis every device returns the same.
@@ -66,9 +77,8 @@ def _choose_pass(
         again = survivors(table, seen, table.coordinates)  # what is evaluated exactly in the end
         each = []
         for k in table.levels:
-            span = table.span(k)
             pooled = survivors(table, seen, k)
-            cost = costs.entry * n * (span.stop - span.start) + costs.evaluated * d * again
+            cost = costs.evaluated * d * again
             cost += (costs.bounded * table.columns.shape[1] + costs.survivor) * pooled
             each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
         return jnp.stack(each, 1)
@@ -77,9 +87,8 @@ def _choose_pass(
         """The largest: devices wait for each other."""
         return costs if axis is None else lax.pmax(costs.astype(jnp.float32), axis).astype(jnp.float64)
 
+    reading, num_near = _reading(costs, screen, rows), len(screen.near.levels)
     near, dense = of_all(passes(screen.near, seen)), 2.0 * n * d
-    span = screen.far.span(screen.far.levels[0])
-    at_least = costs.entry * n * (span.stop - span.start) + costs.bounded * d * screen.far.directions
 
     def consider_far(_):
         everywhere = project_far(screen, seen)
@@ -90,17 +99,14 @@ def _choose_pass(
         none = jnp.full((b, len(screen.far.levels)), jnp.inf)
         return none, dataclasses.replace(seen.coefficients, head=head)
 
-    far, coefficients = lax.cond(jnp.any(jnp.min(near, 1) > at_least), consider_far, leave_out, None)
-    far = of_all(far)
-    # A pass costs something beside its queries, which those share that take it.
-    least, of_far = jnp.minimum(jnp.min(near, 1), dense), jnp.min(far, 1)
-    far = far * (1 + costs.setup / jnp.maximum(jnp.sum(of_far < least, dtype=jnp.float64), 1))
-    screened = jnp.concatenate([near, far], 1)
+    gain = jnp.minimum(jnp.min(near + reading[:num_near], 1), dense) - reading[num_near]
+    gain = jnp.sum(jnp.maximum(gain, 0)) - b * costs.projected * d * screen.far.directions
+    far, coefficients = lax.cond(gain > 0, consider_far, leave_out, None)
+    left = jnp.concatenate([near, of_all(far)], 1)
+    screened = left + reading * (1 + costs.setup / _chunk_sizes(b)[-1])
     level = lax.argmin(screened.astype(jnp.float32), 1, jnp.int32)
-    level = jnp.where(
-        cheapest_screened(jnp.min(screened, 1), dense, costs.setup), level, jnp.int32(screened.shape[1])
-    )
-    return level, coefficients
+    cheap = cheapest_screened(jnp.min(screened, 1), dense, costs.setup)
+    return jnp.where(cheap, level, jnp.int32(len(reading))), left, coefficients
 
 
 def cheapest_screened(costs: PerQuery, dense: float, setup: float) -> Bool[Array, "b"]:
@@ -124,6 +130,7 @@ class _Chosen(NamedTuple):
     cut: PerQuery
     threshold: Float[Array, "b"]
     level: Indices
+    left: Float[Array, "b passes"]
 
 
 def _choose(
@@ -152,7 +159,7 @@ def _choose(
     threshold = target + constant - seen.slack
     threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
     cut = threshold.astype(jnp.float64) + seen.slack - constant
-    level, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold, axis)
+    level, left, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold, axis)
     # Values that might leave float32 are no bounds.
     y = rows.max_norm.astype(jnp.float64)
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
@@ -162,55 +169,75 @@ def _choose(
         pairs = level.reshape(-1, 2)
         lost = jnp.any(pairs == len(screen.passes), 1, keepdims=True)
         level = jnp.where(lost, jnp.int32(len(screen.passes)), pairs).reshape(-1)
-    return _Chosen(seen, everywhere, logit, cut, threshold, level)
+    return _Chosen(seen, everywhere, logit, cut, threshold, level, left)
 
 
-def _find(screen: Screen, rows: Rows, chosen: _Chosen, *, scalars: bool) -> Found:
-    """Step 4: a pass for every query that is not for dense, in chunks of the same or a similar one."""
-    b, passes = chosen.level.shape[0], screen.passes
-    order = jnp.argsort(chosen.level, stable=True).astype(jnp.int32)
+class _Chunk(NamedTuple):
+    """Queries that are to share a pass, [size], and which of them are not there to fill it up; the pass that they are
+    cheapest with together, and what they cost."""
 
-    def chunks(size, last, spared, carry):
-        """By passes below `last`, from where the carry stands until so many are left."""
-        padded = jnp.pad(order, (0, size), constant_values=b)
-        count = jnp.sum(chosen.level < last, dtype=jnp.int32)
+    queries: Indices
+    wanted: Bool[Array, "size"]
+    level: Indices
+    cost: Float[Array, ""]
 
-        def body(carry):
-            done, found = carry
-            index = lax.dynamic_slice_in_dim(padded, done, size)
-            wanted = done + jnp.arange(size, dtype=jnp.int32) < count
-            now = _take(chosen, jnp.minimum(index, jnp.int32(b - 1)))
-            everywhere = now.seen._replace(coefficients=now.everywhere)
-            level = jnp.max(jnp.where(wanted, now.level, 0))
 
-            def run(number):
-                seen = now.seen if number < len(screen.near.levels) else everywhere
-                return find_survivors(screen, seen, number, now.threshold)
+def _find(costs: Costs, screen: Screen, rows: Rows, chosen: _Chosen, *, scalars: bool) -> Found:
+    """Step 4: passes for the queries that are not for dense, in chunks of those that similar ones are cheapest for."""
+    b, passes, sizes = chosen.level.shape[0], screen.passes, _chunk_sizes(chosen.level.shape[0])
+    reading, small, large = _reading(costs, screen, rows), sizes[0], sizes[-1]
+    order = jnp.pad(
+        jnp.argsort(chosen.level, stable=True).astype(jnp.int32), (0, 2 * large), constant_values=b
+    )
+    count = jnp.sum(chosen.level < len(passes), dtype=jnp.int32)
 
-            bits = lax.switch(level, [functools.partial(run, number) for number in range(last)])
-            new = collect(
-                screen,
-                rows,
-                now.seen,
-                everywhere,
-                level,
-                bits,
-                now.threshold,
-                wanted,
-                now.reference,
-                scalars=scalars,
-            )
-            target = jnp.where(wanted, index, jnp.int32(b))
-            found = jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
-            return jnp.minimum(done + jnp.int32(size), count), found
+    def chunk(size, start):
+        index = lax.dynamic_slice_in_dim(order, start, size)
+        wanted = start + jnp.arange(size, dtype=jnp.int32) < count
+        left = jnp.sum(jnp.where(wanted[:, None], chosen.left.at[index].get(mode="clip"), 0), 0)
+        cost = ((size + costs.setup) * reading + left).astype(jnp.float32)
+        level = lax.argmin(cost, 0, jnp.int32)
+        return _Chunk(index, wanted, level, jnp.where(wanted[0], cost[level], 0))
 
-        return lax.while_loop(lambda carry: carry[0] < count - jnp.int32(spared), body, carry)
+    def one_pass(chunk, found):
+        now = _take(chosen, jnp.minimum(chunk.queries, jnp.int32(b - 1)))
+        everywhere = now.seen._replace(coefficients=now.everywhere)
+
+        def run(number):
+            seen = now.seen if number < len(screen.near.levels) else everywhere
+            return find_survivors(screen, seen, number, now.threshold)
+
+        bits = lax.switch(chunk.level, [functools.partial(run, number) for number in range(len(passes))])
+        new = collect(
+            screen,
+            rows,
+            now.seen,
+            everywhere,
+            chunk.level,
+            bits,
+            now.threshold,
+            chunk.wanted,
+            now.reference,
+            scalars=scalars,
+        )
+        target = jnp.where(chunk.wanted, chunk.queries, jnp.int32(b))
+        return jax.tree.map(lambda old, part: old.at[target].set(part, mode="drop"), found, new)
+
+    def body(carry):
+        done, found = carry
+        first = chunk(small, done)
+        if small == large:
+            return done + jnp.int32(small), one_pass(first, found)
+        whole, second = chunk(large, done), chunk(small, done + jnp.int32(small))
+        return lax.cond(
+            whole.cost < first.cost + second.cost,
+            lambda found: (done + jnp.int32(large), one_pass(whole, found)),
+            lambda found: (done + jnp.int32(small), one_pass(first, found)),
+            found,
+        )
 
     carry = jnp.int32(0), nothing_found(screen, rows, b, scalars=scalars)
-    if b > _CHUNK:  # the cheapest pass costs less a query if many share it
-        size = min(2 * _CHUNK, b)
-        carry = chunks(size, 1, 3 * size // 4, carry)
-    return chunks(min(_CHUNK, b), len(passes), 0, carry)[1]
+    return lax.while_loop(lambda carry: carry[0] < count, body, carry)[1]
 
 
 class Searched(NamedTuple):
@@ -241,7 +268,7 @@ def search(
             hint = hint - lax.axis_index(axis).astype(jnp.int32) * jnp.int32(rows.count)
             hint = jnp.clip(hint, 0, rows.count - 1)
         chosen = _choose(plan, screen, rows, seen, x, schedule, hint, axis)
-        found = _find(screen, rows, chosen, scalars=plan.settings.scalars)
+        found = _find(plan.costs, screen, rows, chosen, scalars=plan.settings.scalars)
         if axis is not None:
             found = _merge_across(found, rows.count, axis)
         return Searched(found, chosen.reference, chosen.cut)
