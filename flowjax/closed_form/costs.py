@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
 
 class Costs(NamedTuple):
     """In multiply-adds of the dense product.
@@ -14,8 +18,7 @@ class Costs(NamedTuple):
         evaluated: of an entry of a row evaluated exactly.
         projected: of projecting a query on all directions and looking at the sample along them, for an entry of the
             basis.
-        setup: queries' worth that a pass costs beside its queries. Of the dense pass 7 to 10 were measured on an AMD
-            EPYC and 46 on an Intel Xeon, whose products are a third faster; of the others about 45 there.
+        setup: queries' worth that a pass costs beside its queries.
     """
 
     row: float
@@ -35,8 +38,14 @@ def dense_sizes(b: int) -> tuple[int, ...]:
     return (b,) if b <= 16 else (b // 16, b // 4, b // 2, b)
 
 
+def room_for(b: int, count: ArrayLike) -> jax.Array:
+    """Which of (0, *dense_sizes(b)) is the least that holds so many queries, int32."""
+    return jnp.searchsorted(jnp.array((0, *dense_sizes(b)), jnp.int32), count).astype(jnp.int32)
+
+
 MEASURED = Costs(row=105, entry=0.85, survivor=3e4, bounded=110, evaluated=210, projected=3, setup=30)
-"""By the clock on a CPU of two cores (the Intel Xeon); what fields are built with."""
+"""By the clock on two cores of an Intel Xeon; what fields are built with. The setup is between those of two machines: a
+dense pass took 46 queries' worth there, and 7 to 10 on an AMD EPYC, whose products are a third slower."""
 
 ONLY_SURVIVORS = Costs(row=0, entry=0, survivor=0, bounded=1, evaluated=1, projected=0, setup=0)
 """Screens whatever it can, whatever that costs: to check the certificate on small data."""

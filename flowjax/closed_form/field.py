@@ -281,6 +281,7 @@ class ClosedFormField:
             [*batch, *event], in x's dtype if that is float32 or float64, else float32.
 
         Raises:
+            TypeError: x not floating, t not real, labels or hint no integers.
             ValueError: x of another event shape, or t or labels out of range. Under a trace, where values
                 are unknown, t outside [0, 1) is evaluated at the nearest time inside (0, or 1 − 2^-24 in float32),
                 and a label out of range or of an empty class gives NaN, as does a NaN anywhere.

@@ -63,6 +63,11 @@ def flat(
 def check_labels(labels: ArrayLike, num_classes: int, empty: tuple[int, ...]) -> None:
     """Refuse what no class is, and the `empty` ones; values of a trace are unknown.
 
+    Args:
+        labels: of any shape.
+        num_classes: C, for labels 0..C−1.
+        empty: classes without points of positive weight.
+
     Raises:
         TypeError: no integers.
         ValueError: out of range, or a class without points of positive weight.

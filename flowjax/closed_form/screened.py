@@ -4,19 +4,19 @@
 
     1. the best-looking row is guessed with the fewest columns, or named by the caller (a hint)
     2. its exact logit L gives the threshold L − log(n/eps): rows bounded below it weigh less than eps together
-    3. a sample of the rows tells what each pass would leave; the cheapest one is taken, or the dense pass
+    3. a sample of the rows tells what each pass would leave, and so what screening costs; queries that all of them
+       together are cheaper without share a dense pass, and the others take passes in chunks that are alike
     4. what the pass leaves is pooled over the queries, bounded again with more columns, and at last evaluated by
        direct difference in float64, in loops whose length is the number of survivors
 
 Rounding is accounted for in the threshold (`slack_of`), dropped rows in the bound of the result; a query that dropped
 rows may move by more than the tolerance is evaluated densely. So a bad basis, guess or sample costs time and nothing
-else. Derivatives
-are those of the dense pass.
+else. Derivatives are those of the dense pass.
 
 What was learned on a CPU (n = 50 000, d = 3072, b = 128): storing the bounds costs as much as computing them, so only
 bits leave a block; with 32 coordinates and the noise's share taken out of the norms, the guess is right for 98 of 100
 queries at t = .4; the rows that the directions were fitted to have smaller norms beyond them than the others, so the
-sample must not be made of these; a dense pass costs 10 to 46 queries' worth beside its queries, so those left to it
+sample must not be made of these; a dense pass costs 7 to 46 queries' worth beside its queries, so those left to it
 share one, and what costs least in all decides which these are (each by itself, and in chunks of 48, 16, 4, they made
 screening slower than dense near t = .3); a pass of 128 queries costs a fifth to a third less each than one of 64, and
 one query that needs 512 columns must not make the others of its chunk read them, so a chunk takes the size and the pass
@@ -36,7 +36,7 @@ from flowjax.typing import Flat, Indices, PerQuery
 from . import moments as algebra
 from .bounds import pair_rounding
 from .certificate import RELEVANT, exact_bound, num_seen, query_norm
-from .costs import dense_sizes
+from .costs import dense_sizes, room_for
 from .dense import Query, Rows
 from .evaluate import (
     Course,
@@ -118,8 +118,9 @@ def _with_fallback(plan: Plan, rows: Rows, x, t, labels, result: Evaluation, hol
         place = jnp.where(holds[index], jnp.int32(b), index)
         return jax.tree.map(lambda old, part: old.at[place].set(part, mode="drop"), result, new)
 
-    smallest = jnp.searchsorted(jnp.array((0, *sizes), jnp.int32), count).astype(jnp.int32)
-    return lax.switch(smallest, [lambda: result, *(functools.partial(of_first, size) for size in sizes)])
+    return lax.switch(
+        room_for(b, count), [lambda: result, *(functools.partial(of_first, size) for size in sizes)]
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -20,7 +20,7 @@ from . import moments as algebra
 from .basis import sample_stride
 from .bounds import Seen, find_survivors, guess_best, mask_labels, project_far, slack_of, weights_of
 from .certificate import num_seen, query_norm
-from .costs import Costs, dense_sizes
+from .costs import Costs, dense_sizes, room_for
 from .dense import Query, Rows, product
 from .evaluate import Schedule, along_path, velocity_of
 from .parts import Plan, query_axes, row_specs
@@ -51,14 +51,34 @@ def _chunk_sizes(b: int) -> list[int]:
     return sorted({min(size, b) for size in _CHUNKS})
 
 
-def _choose_pass(
-    costs: Costs, screen: Screen, rows: Rows, seen: Seen, threshold: Float[Array, "b"], axis: str | None
-) -> tuple[Indices, Float[Array, "b passes"], Coefficients]:
-    """The pass that each query is cheapest with, [b], number of `screen.passes` or their count for dense; and what the
-    rows that each pass leaves would cost.
+class Expected(NamedTuple):
+    """What a sample of the rows says that each pass would leave of a query, [b, passes]: rows, and what they would
+    cost; infinity where they are too many, or the pass was not considered."""
 
-    A sample of the rows tells what a pass would leave. The queries are returned as well, projected on all directions
-    if any of them needs it (else zeros stand there). Over a mesh axis every device returns the same.
+    pooled: Float[Array, "b passes"]
+    cost: Float[Array, "b passes"]
+
+
+def _choose_pass(
+    costs: Costs,
+    screen: Screen,
+    rows: Rows,
+    seen: Seen,
+    threshold: Float[Array, "b"],
+    sane: Bool[Array, "b"],
+    copies: int,
+    axis: str | None,
+) -> tuple[Indices, Expected, Coefficients]:
+    """Which queries to screen, and which pass each of them would be cheapest with.
+
+    Args:
+        threshold, sane: [b], and whether it can be relied on.
+        copies: subqueries of a query, which go the same way.
+        axis: a mesh axis; every device returns the same.
+
+    Returns:
+        The number of each query's pass among `screen.passes`, their count for dense; what to expect; and the queries
+        projected on all directions, or with zeros there if no far pass was worth considering.
     """
     n, d, b = rows.count, rows.dimension, threshold.shape[0]
     stride = -(-n // _SAMPLE)
@@ -80,12 +100,16 @@ def _choose_pass(
             pooled = survivors(table, seen, k)
             cost = costs.evaluated * d * again
             cost += (costs.bounded * table.columns.shape[1] + costs.survivor) * pooled
-            each.append(jnp.where(pooled > POOL / 8, jnp.inf, cost))
-        return jnp.stack(each, 1)
+            each.append(Expected(pooled, jnp.where(pooled > POOL / _CHUNKS[0], jnp.inf, cost)))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *each)
 
-    def of_all(costs):
-        """The largest: devices wait for each other."""
-        return costs if axis is None else lax.pmax(costs.astype(jnp.float32), axis).astype(jnp.float64)
+    def of_all(expected):
+        """The most: devices wait for each other."""
+        if axis is None:
+            return expected
+        return jax.tree.map(
+            lambda leaf: lax.pmax(leaf.astype(jnp.float32), axis).astype(jnp.float64), expected
+        )
 
     reading, num_near = _reading(costs, screen, rows), len(screen.near.levels)
     near, dense = of_all(passes(screen.near, seen)), 2.0 * n * d
@@ -97,28 +121,51 @@ def _choose_pass(
     def leave_out(_):
         head = jnp.zeros((b, screen.far.directions), jnp.float64)
         none = jnp.full((b, len(screen.far.levels)), jnp.inf)
-        return none, dataclasses.replace(seen.coefficients, head=head)
+        return Expected(none, none), dataclasses.replace(seen.coefficients, head=head)
 
-    gain = jnp.minimum(jnp.min(near + reading[:num_near], 1), dense) - reading[num_near]
+    gain = jnp.minimum(jnp.min(near.cost + reading[:num_near], 1), dense) - reading[num_near]
     gain = jnp.sum(jnp.maximum(gain, 0)) - b * costs.projected * d * screen.far.directions
     far, coefficients = lax.cond(gain > 0, consider_far, leave_out, None)
-    left = jnp.concatenate([near, of_all(far)], 1)
-    screened = left + reading * (1 + costs.setup / _chunk_sizes(b)[-1])
-    level = lax.argmin(screened.astype(jnp.float32), 1, jnp.int32)
-    cheap = cheapest_screened(jnp.min(screened, 1), dense, costs.setup)
-    return jnp.where(cheap, level, jnp.int32(len(reading))), left, coefficients
+    expected = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), near, of_all(far))
+    level = lax.argmin((expected.cost + reading).astype(jnp.float32), 1, jnp.int32)
+
+    def of_queries(pass_costs):
+        return jnp.sum(
+            jnp.where(sane, jnp.min(expected.cost + pass_costs, 1), jnp.inf).reshape(-1, copies), 1
+        )
+
+    screened = cheapest_screened(
+        of_queries(reading * (1 + costs.setup / _chunk_sizes(b)[-1])),
+        of_queries(reading) < copies * dense / 4,
+        copies * dense,
+        costs.setup / copies,
+    )
+    return jnp.where(jnp.repeat(screened, copies), level, jnp.int32(len(reading))), expected, coefficients
 
 
-def cheapest_screened(costs: PerQuery, dense: float, setup: float) -> Bool[Array, "b"]:
-    """Which queries to screen, of `costs` each, so that all of them together cost least: the cheapest ones, while the
-    others share a pass of `dense` times the queries it has room for and `setup`."""
-    b = costs.shape[0]
-    order = jnp.argsort(costs).astype(jnp.int32)
-    sizes = np.array(dense_sizes(b))
-    shared = setup + sizes[np.searchsorted(sizes, np.arange(b, 0, -1))]
-    total = jnp.pad(jnp.cumsum(costs[order]), (1, 0)) + dense * np.append(shared, 0.0)
-    cheap = jnp.arange(b, dtype=jnp.int32) < lax.argmin(total.astype(jnp.float32), 0, jnp.int32)
-    return jnp.zeros(b, bool).at[order].set(cheap)
+def cheapest_screened(
+    each: PerQuery, certain: Bool[Array, "b"], dense: float, setup: float
+) -> Bool[Array, "b"]:
+    """Which of b queries to screen so that all of them together cost least, [b].
+
+    The others share a pass over all rows. Where it has room left, filling it up costs nothing, and what it gives is
+    certified less tightly: so queries that are far cheaper to screen are not for it.
+
+    Args:
+        each: [b], what screening a query costs.
+        certain: [b], which of them to screen in any case.
+        dense: what the pass over all rows costs, times the queries that it has room for and `setup`.
+        setup: what it costs beside them.
+    """
+    b = each.shape[0]
+    each = jnp.where(certain, 0.0, each)
+    order = jnp.argsort(each).astype(jnp.int32)
+    count = jnp.arange(b + 1, dtype=jnp.int32)
+    room = jnp.array((0, *dense_sizes(b)), jnp.int32)[room_for(b, b - count)]
+    total = jnp.pad(jnp.cumsum(each[order]), (1, 0)) + dense * jnp.where(room > 0, room + setup, 0.0)
+    total = jnp.where(count >= jnp.sum(certain, dtype=jnp.int32), total, jnp.inf)
+    best = lax.argmin(total.astype(jnp.float32), 0, jnp.int32)
+    return jnp.zeros(b, bool).at[order].set(count[:b] < best)
 
 
 class _Chosen(NamedTuple):
@@ -130,7 +177,7 @@ class _Chosen(NamedTuple):
     cut: PerQuery
     threshold: Float[Array, "b"]
     level: Indices
-    left: Float[Array, "b passes"]
+    expected: Expected
 
 
 def _choose(
@@ -159,22 +206,18 @@ def _choose(
     threshold = target + constant - seen.slack
     threshold = (threshold - 2.0**-22 * jnp.abs(threshold)).astype(jnp.float32)
     cut = threshold.astype(jnp.float64) + seen.slack - constant
-    level, left, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold, axis)
     # Values that might leave float32 are no bounds.
     y = rows.max_norm.astype(jnp.float64)
     size = seen.scale * y * (seen.coefficients.norm + seen.query.alpha * y)
     sane = (size < 1e36) & (jnp.abs(logit) < 1e36)
-    level = jnp.where(sane, level, jnp.int32(len(screen.passes)))
-    if plan.horizontal_flip:  # the dense pass of one half sees the other one too
-        pairs = level.reshape(-1, 2)
-        lost = jnp.any(pairs == len(screen.passes), 1, keepdims=True)
-        level = jnp.where(lost, jnp.int32(len(screen.passes)), pairs).reshape(-1)
-    return _Chosen(seen, everywhere, logit, cut, threshold, level, left)
+    copies = 2 if plan.horizontal_flip else 1
+    level, expected, everywhere = _choose_pass(plan.costs, screen, rows, seen, threshold, sane, copies, axis)
+    return _Chosen(seen, everywhere, logit, cut, threshold, level, expected)
 
 
 class _Chunk(NamedTuple):
-    """Queries that are to share a pass, [size], and which of them are not there to fill it up; the pass that they are
-    cheapest with together, and what they cost."""
+    """Queries that are to share a pass, [size]; which of them want it, where the others only fill it up; the pass that
+    is the cheapest for all of them together, and what it costs."""
 
     queries: Indices
     wanted: Bool[Array, "size"]
@@ -183,7 +226,7 @@ class _Chunk(NamedTuple):
 
 
 def _find(costs: Costs, screen: Screen, rows: Rows, chosen: _Chosen, *, scalars: bool) -> Found:
-    """Step 4: passes for the queries that are not for dense, in chunks of those that similar ones are cheapest for."""
+    """Step 4: passes for the queries that are not for dense, in the order of those that each is cheapest with."""
     b, passes, sizes = chosen.level.shape[0], screen.passes, _chunk_sizes(chosen.level.shape[0])
     reading, small, large = _reading(costs, screen, rows), sizes[0], sizes[-1]
     order = jnp.pad(
@@ -194,8 +237,10 @@ def _find(costs: Costs, screen: Screen, rows: Rows, chosen: _Chosen, *, scalars:
     def chunk(size, start):
         index = lax.dynamic_slice_in_dim(order, start, size)
         wanted = start + jnp.arange(size, dtype=jnp.int32) < count
-        left = jnp.sum(jnp.where(wanted[:, None], chosen.left.at[index].get(mode="clip"), 0), 0)
-        cost = ((size + costs.setup) * reading + left).astype(jnp.float32)
+        now = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), chosen.expected)
+        left = jax.tree.map(lambda leaf: jnp.sum(jnp.where(wanted[:, None], leaf, 0), 0), now)
+        cost = ((size + costs.setup) * reading + left.cost).astype(jnp.float32)
+        cost = jnp.where(left.pooled > POOL, jnp.inf, cost)  # never of a small chunk: no query may leave more
         level = lax.argmin(cost, 0, jnp.int32)
         return _Chunk(index, wanted, level, jnp.where(wanted[0], cost[level], 0))
 

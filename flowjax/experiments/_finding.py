@@ -57,7 +57,7 @@ class Finding:
     Attributes:
         agrees: whether it bears out the claim; None where this data or size cannot tell.
         sentence: what was found, with its numbers.
-        findings: the numbers by name; nested mappings are allowed.
+        findings: the numbers by name, or a mapping of some by size, time, ... under it.
         curves: {"t": [...], "value": [...]} by name, perhaps with "low" and "high".
         figures: plots, pictures and tables in the order of the page.
         notes: what was cut, and what a reader should know.
@@ -148,11 +148,11 @@ def _numbers(findings: Mapping[str, Any]) -> list[str]:
     plain: dict[str, Any] = {}
     series: dict[tuple[str, ...], list[list[str]]] = {}
     for name, value in findings.items():
-        if isinstance(value, Mapping):
-            row = [name.replace("_", " "), *map(text, value.values())]
-            series.setdefault(tuple(value), []).append(row)
-        else:
+        if not isinstance(value, Mapping):
             plain[name] = value
+        elif value:
+            keys = tuple(key.replace("_", " ") for key in value)
+            series.setdefault(keys, []).append([name.replace("_", " "), *map(text, value.values())])
     return [facts("Numbers", plain), *(grid(["", *keys], rows) for keys, rows in series.items())]
 
 

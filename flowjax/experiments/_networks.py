@@ -3,26 +3,18 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from flowjax.data import Dataset
-from flowjax.models import MLPConfig, UNetConfig
+from flowjax.models import MLPConfig, Network, UNetConfig
 from flowjax.training.config import OptimizerConfig, TargetConfig, TrainConfig
 from flowjax.training.loop import train
 from flowjax.training.run_dir import RunDirectory
 from flowjax.training.samples import load_network
 
 from ._workspace import Workspace
-
-
-class Network(NamedTuple):
-    """A trained network: the velocity function of its averaged parameters, its configuration and its run."""
-
-    velocity: Any
-    config: TrainConfig
-    run: RunDirectory
 
 
 def configured(
@@ -70,14 +62,14 @@ def configured(
     )
 
 
-def trained(
+def train_to_the_end(
     work: Workspace,
     name: str,
     config: TrainConfig,
     dataset: Dataset,
     *,
     measure: Callable[[np.ndarray], dict[str, float]] | None = None,
-) -> Network:
+) -> RunDirectory:
     """Train `runs/NAME` in the experiment's folder to its last step, or go on with it, or read what is there.
 
     The data set is the one given, whatever the configuration names; `measure` is for `flowjax.training.train`.
@@ -90,9 +82,12 @@ def trained(
         path.parent.mkdir(exist_ok=True)
         train(config, path, resume=(path / "config.json").is_file(), dataset=dataset, measure=measure)
         work.spent(f"training-{name}", time.perf_counter() - begin)
-    run = RunDirectory(path)
-    velocity, config, _ = load_network(run)
-    return Network(velocity, config, run)
+    return RunDirectory(path)
+
+
+def trained(work: Workspace, name: str, config: TrainConfig, dataset: Dataset) -> Network:
+    """The velocity function of the run that `train_to_the_end` makes or finds."""
+    return load_network(train_to_the_end(work, name, config, dataset)).velocity
 
 
 def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:

@@ -158,7 +158,7 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
             seed=settings.seed,
             network=settings.network,
         )
-        velocity = trained(work, f"rows-{size}", config, some).velocity
+        velocity = trained(work, f"rows-{size}", config, some)
         measured[size] = work.once(
             f"error-{size}", lambda v=velocity, s=some: _errors_on(v, s.images, times, settings)
         )

@@ -97,7 +97,8 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
     earlier = all(passed[a] <= passed[b] for a, b in itertools.pairwise(sides))
     high = dimension >= HIGH_DIMENSION
     early = bool(np.interp(0.25, times, aligned[sides[0]]) >= MOST) if high else None
-    agrees = None if not high and len(sides) == 1 else earlier and early is not False
+    tells = high or (len(sides) > 1 and np.isfinite(passed[sides[0]]))
+    agrees = earlier and early is not False if tells else None
     names = {
         side: f"{side}×{side}" if len(dataset.event_shape) == 3 else f"d = {dimension}" for side in sides
     }
@@ -106,7 +107,7 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
         + ", ".join(f"{np.interp(t, times, aligned[sides[0]]):.0%} at t = {t}" for t in (0.2, 0.3, 0.5))
         + f"; the time from which on nine in ten are: {_time(passed[sides[0]])}"
         + "".join(f", {_time(passed[side])} at {names[side]}" for side in sides[1:])
-        + f". From n and covariance alone {float(full['collapse']):.2f} is predicted."
+        + f". From n and covariance alone {_time(float(full['collapse']))} is predicted."
     )
     findings = {
         "dimension": dimension,
@@ -133,8 +134,8 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
         curves=curves,
         figures=_figures(times, measured, aligned, names),
         notes=()
-        if high or len(sides) > 1
-        else (f"{dimension} dimensions in one resolution: the claim is about many.",),
+        if tells
+        else (f"{dimension} dimensions, and no resolution to compare with: the claim is about many.",),
     )
 
 

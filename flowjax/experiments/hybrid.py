@@ -137,7 +137,7 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
         seed=settings.seed,
         network=settings.network,
     )
-    velocity = trained(work, "network", config, rows.train).velocity
+    velocity = trained(work, "network", config, rows.train)
     field = fj.ClosedFormField(rows.train.images)
     noise = _samples.prior(rows.train.event_shape, settings.num_samples, settings.seed)
     seen = {

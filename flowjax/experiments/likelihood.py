@@ -199,10 +199,10 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
     both = [np.asarray(fj.closed_form.to_float(rows[: settings.num_rows])) for rows in (train.images, held)]
     times = field_times(settings)
     known = work.once("field", lambda: _field(work, train, both, times, settings))
-    network = _networks.trained(work, "network", _config(train, settings), train)
+    velocity = _networks.trained(work, "network", _config(train, settings), train)
     few = np.concatenate([rows[: settings.num_network_rows] for rows in both])
     asked = [
-        work.once(f"network-time-{k}", lambda t=t, k=k: _network(network.velocity, few, t, settings, k))
+        work.once(f"network-time-{k}", lambda t=t, k=k: _network(velocity, few, t, settings, k))
         for k, t in enumerate(work.track(settings.network_times, "likelihood"))
     ]
     points = np.asarray(fj.closed_form.to_float(train.images))

@@ -52,7 +52,7 @@ from flowjax.training.config import OptimizerConfig, TargetConfig, TrainConfig
 from flowjax.training.evaluation import FrechetScore
 
 from ._finding import Figure, Finding, Picture, Table, curve
-from ._networks import configured, trained
+from ._networks import configured, train_to_the_end
 from ._workspace import Workspace
 from .collapse import resolutions
 
@@ -164,7 +164,7 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
     for seed in range(settings.seeds):
         for name, config in configs.items():
             config = dataclasses.replace(config, seed=seed)
-            runs[name, seed] = trained(work, f"{name}-{seed}", config, dataset, measure=memorised).run
+            runs[name, seed] = train_to_the_end(work, f"{name}-{seed}", config, dataset, measure=memorised)
     lines = {
         key: [line for line in directory.metrics() if "frechet_distance" in line]
         for key, directory in runs.items()

@@ -171,7 +171,7 @@ def run(work: Workspace, dataset: Dataset, settings: Settings) -> Finding:
         params = state.params
         if steps:
             config = _config(dataset, settings, steps)
-            params = nnx.state(_networks.trained(work, f"steps-{steps}", config, dataset).velocity)
+            params = nnx.state(_networks.trained(work, f"steps-{steps}", config, dataset))
         params = jax.tree.map(np.asarray, params)
         at = [
             work.once(

@@ -9,5 +9,5 @@ from .loop import train as train
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
 from .run_dir import RunDirectory as RunDirectory
-from .samples import Network as Network
+from .samples import TrainedNetwork as TrainedNetwork
 from .samples import load_network as load_network

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 import flowjax as fj
+from flowjax.models import Network
 
 from .checkpoint import Checkpoints
 from .config import TrainConfig
@@ -28,21 +29,22 @@ class Drawn(NamedTuple):
     num_evaluations: int
 
 
-class Network(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """What `load_network` returns.
 
     Attributes:
-        velocity: the velocity function: call it as `velocity(x, t)`, give it to `flowjax.sampling.sample`.
+        velocity: the velocity function: call it as `velocity(x, t)`, with labels if the run is class-conditional; give
+            it to `flowjax.sampling.sample`.
         config: of the run.
         step: after which the parameters were saved.
     """
 
-    velocity: nnx.Module
+    velocity: Network
     config: TrainConfig
     step: int
 
 
-def load_network(run: RunDirectory | str | os.PathLike) -> Network:
+def load_network(run: RunDirectory | str | os.PathLike) -> TrainedNetwork:
     """The network of a run's newest checkpoint, with its averaged parameters.
 
     Args:
@@ -62,12 +64,12 @@ def load_network(run: RunDirectory | str | os.PathLike) -> Network:
         restored = checkpoints.restore(state, None)
     if restored is None:
         raise missing
-    return Network(nnx.merge(graphdef, restored.ema), config, int(restored.step))
+    return TrainedNetwork(nnx.merge(graphdef, restored.ema), config, int(restored.step))
 
 
 def draw_samples(
     config: TrainConfig,
-    velocity: nnx.Module,
+    velocity: Network,
     num: int,
     *,
     seed: int,

@@ -11,7 +11,7 @@ from test_dense import PATHS
 
 import flowjax as fj
 from benchmarks.certificate import adversaries
-from flowjax.closed_form import basis, costs
+from flowjax.closed_form import basis, costs, search
 
 TIMES = np.float32([0.0, 0.05, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
 check = functools.partial(test_dense.check, method="screened", tolerance=1.1e-5)
@@ -35,11 +35,43 @@ def test_small_data_sets_and_few_dimensions(n, dimension):
     check(normal(0, n, dimension), normal(1, 4, dimension), 0.6)
 
 
-@pytest.mark.parametrize("b", [1, 70, 300])
-def test_any_number_of_queries(b):
+@pytest.mark.parametrize(("b", "shared_by"), [(300, 128), (1, 1), (65, 65), (70, 64)])
+def test_any_number_of_queries(b, shared_by, monkeypatch):
+    """With costs that make one pass of many queries cheaper than two of fewer."""
+    priced = costs.ONLY_SURVIVORS._replace(row=0.01, entry=0.01, setup=3)
+    monkeypatch.setattr(costs, "MEASURED", priced)
+    find_survivors, sizes = search.find_survivors, []
+
+    def counted(screen, seen, level, threshold):
+        jax.debug.callback(lambda: sizes.append(len(threshold)))
+        return find_survivors(screen, seen, level, threshold)
+
+    monkeypatch.setattr(search, "find_survivors", counted)
     data, t = normal(0, 1301, 20), np.random.default_rng(2).random(b).astype(np.float32)
     x = on_path(np.resize(data, (max(b, 1301), 20)), normal(1, b, 20), t)
     check(data, x, t, tolerance=1e-4)
+    jax.effects_barrier()
+    assert set(sizes) == {shared_by}
+
+
+@pytest.mark.slow
+def test_late_queries_keep_their_certificate_whoever_is_evaluated_with_them(monkeypatch):
+    """Among twenty near-duplicates the float32 pass certifies nothing; it is for those beside them.
+
+    Screening costs a small part of that pass here. Where it costs a quarter or more they may go the others' way.
+    """
+    monkeypatch.undo()
+    centres = normal(0, 2000, 16, 16, 3) * np.float32(0.3)
+    data = np.repeat(centres, 20, 0) + np.float32(1e-3) * normal(1, 40_000, 16, 16, 3)
+    late, early = np.float32(0.9) * centres[:5], normal(2, 13, 16, 16, 3)
+    for count in (1, 13):
+        x = np.concatenate([early[:count], late])
+        t = np.repeat(np.float32([0.0, 0.9]), [count, 5])
+        posterior = holds(data, x, t)
+        dense = fj.ClosedFormField(data, method="dense").posterior(x, t)
+        speed = np.linalg.norm(np.asarray(posterior.velocity).reshape(len(x), -1), axis=1)
+        assert np.all(np.asarray(dense.error_bound)[count:] > 1e-5 * speed[count:])
+        assert np.all(np.asarray(posterior.error_bound)[count:] <= 1e-5 * speed[count:])
 
 
 def test_weights_labels_and_flips_together():
@@ -54,7 +86,9 @@ def test_weights_labels_and_flips_together():
         check(data, x, t, labels=labels, query_labels=np.arange(7) % 3, weights=weights, horizontal_flip=True)
 
 
-def test_flips_of_early_and_late_queries_in_one_batch():
+@pytest.mark.parametrize("setup", [0, 3])
+def test_flips_of_early_and_late_queries_in_one_batch(setup, monkeypatch):
+    monkeypatch.setattr(costs, "MEASURED", costs.ONLY_SURVIVORS._replace(row=0.01 * setup, setup=setup))
     data = normal(0, 1301, 4, 4, 2)
     t = np.repeat(np.float32([0.65, 0.35]), 64)
     field = fj.ClosedFormField(data, method="screened", horizontal_flip=True)

@@ -58,6 +58,18 @@ def test_weights_labels_and_flips():
     check(field.posterior(x, T, asked), data, x, query_labels=asked, **options)
 
 
+def test_queries_of_which_some_are_dense(monkeypatch):
+    monkeypatch.setattr(
+        costs, "MEASURED", costs.ONLY_SURVIVORS._replace(evaluated=100)
+    )  # dense where all survive
+    data = normal(0, N, *EVENT)
+    t = np.repeat(np.float32([0.05, 0.99]), [7, 33])
+    x = on_path(data, normal(1, 40, *EVENT), t)
+    field = fj.ClosedFormField(place(data), method="screened")
+    assert field.explain(x, t).dense.sum() == 7  # in the room of a quarter
+    np.testing.assert_allclose(field(x, t), fj.ClosedFormField(data)(x, t), rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.slow
 def test_rows_and_queries_over_two_axes():
     by_row, by_query = two_axes()

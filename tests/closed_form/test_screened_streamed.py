@@ -62,9 +62,9 @@ def test_weights_labels_and_flips(problem):
     check(field.posterior(x, T, asked), points, x, query_labels=asked, **options)
 
 
-def test_only_rows_that_may_matter_are_read(problem, monkeypatch):
-    file, _, x = problem
-    field = fj.ClosedFormField(file, method="screened")
+@pytest.fixture
+def counts(monkeypatch):
+    """Rows of every read."""
     read, counts = sources._read_into, []
 
     def counted(path, buffer, offset):
@@ -72,6 +72,12 @@ def test_only_rows_that_may_matter_are_read(problem, monkeypatch):
         read(path, buffer, offset)
 
     monkeypatch.setattr(sources, "_read_into", counted)
+    return counts
+
+
+def test_only_rows_that_may_matter_are_read(problem, counts):
+    file, _, x = problem
+    field = fj.ClosedFormField(file, method="screened")
     late = T >= 0.9
     field(x[late], T[late])
     assert 0 < sum(counts) < N / 4
@@ -81,8 +87,8 @@ def test_only_rows_that_may_matter_are_read(problem, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("early", "room"), [(1, 4), (10, 17), (40, 70)])
-def test_queries_of_which_some_are_dense_share_one_pass(problem, monkeypatch, early, room):
+@pytest.mark.parametrize("early", [1, 10, 40])
+def test_queries_of_which_some_are_dense_share_one_pass(problem, monkeypatch, counts, early):
     monkeypatch.setattr(
         costs, "STREAMED", costs.ONLY_SURVIVORS._replace(evaluated=100)
     )  # dense where all survive
@@ -93,9 +99,10 @@ def test_queries_of_which_some_are_dense_share_one_pass(problem, monkeypatch, ea
     field = fj.ClosedFormField(file, method="screened")
     dense = field.explain(x, t).dense
     assert dense[:early].all()
-    assert dense.sum() == room  # as many others as there is room for
     truth = oracle_posterior(points, x, t).velocity
+    counts.clear()
     error = np.linalg.norm(flat(field(x, t)) - truth, axis=1)
+    assert N <= sum(size for size in counts if size > 1) < 1.5 * N  # of single rows, those screened
     assert np.all(error <= 1.1e-5 * np.linalg.norm(truth, axis=1))
 
 

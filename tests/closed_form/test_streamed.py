@@ -49,13 +49,17 @@ def check_against_oracle(field, data, x, t=0.6, **options):
 SHARED = [
     ("test_every_path_and_time", (fj.paths.Linear(), 12)),
     ("test_very_small_data_sets", (1,)),
+    ("test_uniform_and_one_hot_weights_in_one_batch", ()),
     ("test_no_bound_is_broken_on_near_duplicates", ()),
     ("test_data_far_from_the_origin_is_centred", ()),
 ]
 SHARED_SLOW = [
     ("test_every_path_and_time", (fj.paths.VariancePreserving(), 2)),
     ("test_block_size_does_not_matter", (1,)),
+    ("test_at_time_zero_only_the_mean_counts", ()),
+    ("test_duplicated_rows_are_doubled_weights", ()),
     ("test_weights_labels_and_flips_together", ()),
+    ("test_float64_precision_certifies_every_time", ()),
     ("test_float64_bounds_hold_on_spheres", (200.0, 0.35)),
     ("test_last_times_between_rows_and_off_the_path", (1.0, 12, 1 - 1e-6)),
     ("test_weights_outside_float32", ("huge", 0.5)),

@@ -44,19 +44,19 @@ def small_network(monkeypatch):
 @pytest.mark.usefixtures("small_network")
 def test_end_to_end_and_going_on(tmp_path, monkeypatch):
     """Interrupted before the exact target, then finished: numbers in every place, and nothing done twice."""
-    out, train = tmp_path / "run", targets.trained
+    out, train = tmp_path / "run", targets.train_to_the_end
 
     def interrupted(work, name, *args, **options):
         if name == "exact-0":
             raise KeyboardInterrupt
         return train(work, name, *args, **options)
 
-    monkeypatch.setattr(targets, "trained", interrupted)
+    monkeypatch.setattr(targets, "train_to_the_end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fj.experiments.run("targets", digits(), preset="quick", settings=TINY, out=out)
     before = {name: (out / "runs" / name / "metrics.jsonl").read_bytes() for name in ("CFM-0", "EFM-7-0")}
     times = (out / "parts" / "step-times.npz").read_bytes()
-    monkeypatch.setattr(targets, "trained", train)
+    monkeypatch.setattr(targets, "train_to_the_end", train)
     result = fj.experiments.run("targets", digits(), preset="quick", settings=TINY, out=out)
     assert (out / "parts" / "step-times.npz").read_bytes() == times
     for name, content in before.items():
