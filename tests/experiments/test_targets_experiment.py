@@ -81,7 +81,7 @@ def test_end_to_end_and_going_on(tmp_path, monkeypatch):
     page = (out / "report.html").read_text()
     assert "at equal steps" in page
     assert "<th>EFM-7</th>" in page
-    for name in ("frechet-steps", "frechet-seconds", "memorised", "step-time"):
+    for name in ("frechet-steps", "frechet-beside-CFM", "frechet-seconds", "memorised", "step-time"):
         assert (out / f"{name}.png").stat().st_size > 1000
     assert json.loads((out / "result.json").read_text())["findings"] == found
 
@@ -141,20 +141,33 @@ def test_overheads_cancel_what_falls_on_all():
     assert np.all(error[1:] < 0.01)
 
 
-def test_the_rule():
-    def judge(final, overhead=0.04, seeds=3, steps=1000):
-        return targets.verdict(final, overhead, seeds, steps)[0]
+def test_targets_are_compared_seed_by_seed():
+    """What a seed does to all targets alike is no error of their difference."""
+    seeds = np.array([[9.0, 3.0], [12.0, 5.0], [16.0, 4.0]])
+    better = np.array([[-1.0, -0.5], [-1.2, -0.7], [-0.8, -0.6]])
+    beside = targets.beside_cfm({"CFM": seeds, "exact": seeds + better})
+    assert list(beside) == ["exact"]
+    mean, error = beside["exact"]
+    np.testing.assert_allclose(mean, [-1, -0.6])
+    np.testing.assert_allclose(error, np.array([0.2, 0.1]) / np.sqrt(3))
+    assert np.isnan(targets.beside_cfm({"CFM": seeds[:1], "exact": seeds[:1]})["exact"][1]).all()
 
-    cfm = {"CFM": (4.0, 0.3)}
-    assert judge(cfm | {"EFM-128": (3.9, 0.3), "exact": (4.5, 0.4)}) is True  # one standard error above
-    assert judge(cfm | {"EFM-128": (3.9, 0.3), "exact": (5.1, 0.4)}) is False  # 2.2 of them
-    assert judge(cfm | {"EFM-128": (5.1, 0.4), "exact": (3.0, 0.4)}) is False
-    assert judge(cfm | {"exact": (3.0, 0.4)}, overhead=0.12) is False
-    assert judge(cfm | {"exact": (3.0, 0.4), "OT-CFM": (9.0, 0.1)}) is True  # not of the claim
-    assert judge(cfm | {"exact": (3.0, 0.4)}, seeds=2) is None
-    assert judge(cfm | {"exact": (3.0, 0.4)}, steps=100) is None
-    assert judge(cfm | {"exact": (np.nan, np.nan)}) is None
-    assert targets.verdict(cfm | {"exact": (4.5, 0.4)}, 0, 3, 1000)[1] == {"exact": pytest.approx(1)}
+
+def test_the_rule():
+    def judge(beside, overhead=0.04, seeds=3, steps=1000):
+        return targets.verdict(beside, overhead, seeds, steps)[0]
+
+    assert judge({"EFM-128": (-0.1, 0.3), "exact": (0.5, 0.4)}) is True  # 1.25 standard errors above
+    assert judge({"EFM-128": (-0.1, 0.3), "exact": (1.1, 0.5)}) is False  # 2.2 of them
+    assert judge({"EFM-128": (1.1, 0.5), "exact": (-1, 0.4)}) is False
+    assert judge({"exact": (-1, 0.4)}, overhead=0.12) is False
+    assert judge({"exact": (-1, 0.4), "OT-CFM": (5, 0.1)}) is True  # not of the claim
+    assert judge({"exact": (-1, 0.4)}, seeds=2) is None
+    assert judge({"exact": (-1, 0.4)}, steps=100) is None
+    assert judge({"exact": (np.nan, np.nan)}) is None
+    assert targets.verdict({"exact": (0.5, 0.4), "OT-CFM": (5, 0.1)}, 0, 3, 1000)[1] == {
+        "exact": pytest.approx(1.25)
+    }
 
 
 @pytest.mark.parametrize(
