@@ -20,6 +20,9 @@ from ._targets import (
     conditional as conditional,
 )
 from ._targets import (
+    draw_distinct as draw_distinct,
+)
+from ._targets import (
     draw_support as draw_support,
 )
 from ._targets import (

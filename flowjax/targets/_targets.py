@@ -135,7 +135,7 @@ class EmpiricalTarget(Target):
             )
         if not isinstance(index, Tracer) and index.size and not 0 <= index.min() <= index.max() < count:
             raise ValueError(f"index must lie in 0..{count - 1}, got {index.min()} to {index.max()}")
-        support = jax.random.choice(key, count, (self.num_samples,), replace=False).astype(jnp.int32)
+        support = draw_distinct(key, count, self.num_samples)
         return empirical_velocity(
             self.path, x0, x1, t, index, support, rows, row_labels=self.row_labels, labels=labels
         )
@@ -199,6 +199,30 @@ def empirical(
 def closed_form(field: ClosedFormField) -> ClosedFormTarget:
     """The exact velocity of the field's whole data set: the conditional expectation itself, without variance."""
     return ClosedFormTarget(field)
+
+
+def draw_distinct(key: PRNGKey, n: int, m: int) -> jax.Array:
+    """m ≤ n different numbers below n, [m] int32 in random order, every such sequence as likely as any other.
+
+    The first m different ones of 2m independent draws, or of 2m others should there be fewer. That sorts 2m numbers,
+    where a permutation of all n sorts these: on two CPU cores
+    25 ms for 60 000 and .7 s for 1.3 million, this .2 to .9 ms.
+    """
+    if 4 * m > n:
+        return jax.random.permutation(key, n)[:m].astype(jnp.int32)
+
+    def draw(state):
+        key, subkey = jax.random.split(state[0])
+        drawn = jax.random.randint(subkey, (2 * m,), 0, n, dtype=jnp.int32)
+        order = jnp.argsort(drawn, stable=True)
+        in_order = drawn[order]
+        changes = jnp.concatenate([jnp.ones(1, bool), in_order[1:] != in_order[:-1]])
+        first = jnp.zeros(2 * m, bool).at[order].set(changes)
+        place = jnp.where(first, jnp.cumsum(first) - 1, m)
+        return key, jnp.zeros(m, jnp.int32).at[place].set(drawn, mode="drop"), jnp.sum(first) < m
+
+    nothing = jnp.zeros(m, jnp.int32)
+    return jax.lax.while_loop(lambda state: state[2], draw, (key, nothing, jnp.array(True)))[1]
 
 
 @typed

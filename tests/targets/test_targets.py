@@ -1,6 +1,7 @@
 """The three targets: same expectation, falling variance."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import flowjax as fj
-from flowjax.targets import draw_support, empirical_velocity
+from flowjax.targets import draw_distinct, draw_support, empirical_velocity
 
 PATHS = [fj.paths.Linear(), fj.paths.Trigonometric(), fj.paths.VariancePreserving()]
 
@@ -49,6 +50,28 @@ def test_every_draw_has_the_right_size_and_never_the_row_itself():
         assert np.all(allowed.sum(1) == m - 1)
         for row in range(n):
             assert row not in np.asarray(support)[allowed[row]]
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 2), (4, 1), (5, 3)])  # draws, one draw, a permutation
+def test_draws_are_uniform(n, m):
+    """Every ordered draw equally often, by a chi-square of 40 000 (some of which had to be repeated for n = 8)."""
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    drawn = np.asarray(jax.vmap(lambda key: draw_distinct(key, n, m))(keys))
+    counts = np.unique(drawn, axis=0, return_counts=True)[1]
+    outcomes = math.perm(n, m)
+    assert len(counts) == outcomes  # so none holds a number twice
+    expected = len(keys) / outcomes
+    excess = (np.sum((counts - expected) ** 2) / expected - (outcomes - 1)) / math.sqrt(2 * (outcomes - 1))
+    assert abs(excess) < 4
+
+
+@pytest.mark.parametrize("m", [1, 128, 1000, 3000])
+def test_draws_are_different_rows(m):
+    drawn = np.asarray(draw_distinct(jax.random.key(m), 10_000, m))
+    assert drawn.dtype == np.int32
+    assert len(np.unique(drawn)) == m
+    assert drawn.min() >= 0
+    assert drawn.max() < 10_000
 
 
 @pytest.fixture
