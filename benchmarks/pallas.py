@@ -34,7 +34,6 @@ from . import harness
 
 LABEL = "ahead-of-time, by the compiler, not measured on a device"
 NUM_POINTS = 50_176
-BLOCK = 512
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "tpu7x": "tpu7x:2x2x1"}
 SHAPES = ((1024, 64), (1024, 16), (256, 3072))
 VERSIONS = ("kernel", "dense", "two products")
@@ -128,7 +127,7 @@ def compile_one(folder: str, version: str, chip: str, b: int, d: int, dtype: str
     rows = dense.Rows(data, array(n), None, None, None, array(), array(), array(1))
     query = dense.Query(array(b, d), array(b), array(b), None)
     backend = "pallas_tpu" if version == "kernel" else "dense"
-    size = pallas_tpu.block_size(n, d, None) if version == "kernel" else BLOCK
+    size = pallas_tpu.block_size(n, d, None) if version == "kernel" else dense.block_rows(n, b, d, "tpu")
     settings = dense.Settings(size, False, 16, "float32", backend=backend)
     text = jax.jit(dense.stream, static_argnums=0).lower(settings, query, rows).compile().as_text() or ""
     by_computation = _cycles(text)

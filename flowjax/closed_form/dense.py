@@ -143,14 +143,22 @@ class Settings:
         return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
 
 
-def product(a: jax.Array, b: jax.Array, axes: tuple[int, int], precision: str = "float32") -> jax.Array:
-    """Contract axis axes[0] of a with axes[1] of b, in full precision, or as six products of bfloat16 pieces.
+def product(
+    a: jax.Array,
+    b: jax.Array,
+    axes: tuple[int, int],
+    precision: str = "float32",
+    parts: tuple[int, int] | None = None,
+) -> jax.Array:
+    """Contract axis axes[0] of a with axes[1] of b, in full precision, or as six products of bfloat16 pieces; a
+    product for every entry of axes parts[0] of a and parts[1] of b, if given.
 
     Not `jnp.matmul`: that asks for its result's dtype by name, which the rules of vmap and of transposition, applied
     outside the float64 island, cut down to float32.
     """
     how = lax.DotAlgorithmPreset.BF16_BF16_F32_X6 if precision == "bfloat16x6" else lax.Precision.HIGHEST
-    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=how)
+    batch = ((), ()) if parts is None else ((parts[0],), (parts[1],))
+    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), batch), precision=how)
 
 
 def uses_direct_differences(dimension: int) -> bool:
@@ -213,6 +221,48 @@ def _block_logits(
     return points, squares, logits, start
 
 
+def block_rows(num_rows: int, num_queries: int, dimension: int, platform: str) -> int:
+    """Rows of a block, where the user gives no number of them.
+
+    A GPU computes 128×128 results at a time on each of more than a hundred processors, and is told so kernel by kernel,
+    12 of them a block: it gets two million logits at once (a reckoning; measured on none). Elsewhere, measured on two
+    CPU cores (ms at 512, 1024, 2048, 4096, 8192 rows; n = 50 000 to 60 000): d = 196, b = 64: 41, 34, 31, 30, 33;
+    d = 64, b = 128: 28, 25, 26, 23, 26; d = 64, b = 1024: 137, 133, 144, 159, 206; d = 2, b = 1024: 76, 71, 83, 104,
+    151; d = 784, b = 128: 123, 117, 118, 123, 148; d = 3072, b = 128: 378, 363, 368, 412, 470; b = 32: 175, 196, 191,
+    215, 276.
+    """
+    if platform == "gpu":
+        most = int(np.clip((1 << 21) // num_queries, 1024, 16384))
+    else:
+        most = 1024 if max(num_queries, dimension) <= 1024 else 512
+    blocks = -(-num_rows // most)  # alike, as the last one repeats rows to be whole
+    return min(num_rows, -(-num_rows // (64 * blocks)) * 64)
+
+
+def parts_of(size: int) -> int:
+    """In how many equal parts a block of this size is summed, by products of their own: 512 to 1024 rows each, as the
+    error bound of a sum grows with its length (`parts.summation_error`)."""
+    return next((k for k in range(-(-size // 1024), size // 512 + 1) if size % k == 0), 1)
+
+
+def _sum_rows(terms: jax.Array) -> jax.Array:
+    """Of [b, m], part by part, [b]."""
+    (b, m), k = terms.shape, parts_of(terms.shape[1])
+    if k == 1:
+        return jnp.sum(terms, 1)
+    parts = jnp.sum(terms.reshape(b, k, m // k), 2)
+    return jnp.sum(lax.optimization_barrier(parts), 1)  # or XLA would make both sums one
+
+
+def _sum_points(terms: jax.Array, points: jax.Array, precision: str) -> jax.Array:
+    """Of terms [b, m] times points [m, d], part by part, [b, d]."""
+    (b, m), d, k = terms.shape, points.shape[1], parts_of(points.shape[0])
+    if k == 1:
+        return product(terms, points, (1, 0), precision)
+    terms, points = terms.reshape(b, k, m // k), points.reshape(k, m // k, d)
+    return jnp.sum(product(terms, points, (2, 1), precision, parts=(1, 0)), 0)
+
+
 def _num_blocks(settings: Settings, rows: Rows) -> int:
     return -(-rows.count // settings.block_size)
 
@@ -240,14 +290,14 @@ def _block_moments(
         finite = jnp.where(weights > 0, shifted, 0)
         # With a factor l' the derivatives of exp(l) l and exp(2 l): exp(l) (l + 1) l' and 2 exp(2 l) l'.
         scalars = Scalars(
-            logit=jnp.sum(terms * (finite if factor is None else finite + 1), 1),
-            square=product(terms, squares, (1, 0)),
-            squared=jnp.sum(weights * terms, 1) * (1 if factor is None else 2),
+            logit=_sum_rows(terms * (finite if factor is None else finite + 1)),
+            square=_sum_rows(terms * squares),
+            squared=_sum_rows(weights * terms) * (1 if factor is None else 2),
         )
     return Moments(
         max=maximum,
-        normaliser=jnp.sum(terms, 1),
-        weighted_sum=product(terms, points, (1, 0), settings.precision),
+        normaliser=_sum_rows(terms),
+        weighted_sum=_sum_points(terms, points, settings.precision),
         scalars=scalars,
     )
 

@@ -15,7 +15,7 @@ from flowjax.paths import Linear, Path
 from . import costs, queries, streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .costs import Costs
-from .dense import Rows, Settings
+from .dense import Rows, Settings, block_rows
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
 from .rows import take
@@ -27,7 +27,6 @@ Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_
 Precision = Literal["float32", "bfloat16x6", "float64"]
 
 _BUILT_METHODS = ("auto", "dense", "screened", "streamed", "pallas_tpu")
-_BLOCK_SIZE = 512
 _TILE = 1024
 _NUM_CANDIDATES = 16
 _AUTO_SCREEN_ENTRIES = 50_000_000
@@ -393,7 +392,12 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         mesh, axis = None, None  # already inside shard_map: the rows at hand are the data set
     local = rows.count // (1 if mesh is None else mesh.shape[axis])
     stream_block = streamed.block_rows(rows, static.block_size) if streamed.is_streamed(rows) else None
-    backend, block = "dense", min(local, static.block_size or _BLOCK_SIZE, stream_block or local)
+    usual = (
+        streamed.INNER
+        if stream_block
+        else block_rows(local, num_queries, rows.dimension, jax.default_backend())
+    )
+    backend, block = "dense", min(local, static.block_size or usual, stream_block or local)
     if static.method == "pallas_tpu":
         from . import pallas_tpu  # imports Pallas, which nobody else needs
 

@@ -6,6 +6,7 @@ import pytest
 from support import PATHS, flat, natural_patches, nearest_neighbour, normal, oracle_posterior, schedules
 
 import flowjax as fj
+from flowjax.closed_form import dense
 
 SCALARS = ("log_density", "entropy", "effective_sample_size", "max_weight", "variance")
 
@@ -73,6 +74,39 @@ def test_products_of_bfloat16_pieces(t):
 def test_block_size_does_not_matter(block_size):
     data, x = normal(0, 211, 3, 2, 2), normal(1, 5, 3, 2, 2)
     check(data, x, 0.4, block_size=block_size)
+
+
+@pytest.mark.parametrize("dimension", [3, 12])
+def test_large_blocks_are_summed_in_parts(dimension, monkeypatch):
+    """As on a GPU; a sum in parts has the smaller bound, and the same derivatives."""
+    data, noise = normal(0, 5000, dimension), normal(1, 5, dimension)
+    x, t = 0.8 * noise + 0.2 * data[:5], 0.2
+    assert [dense.parts_of(size) for size in (1, 1024, 1031, 2048, 2500, 16384)] == [1, 1, 1, 2, 4, 16]
+    parts = check(data, x, t, block_size=2500)
+
+    def slope():
+        return jax.grad(lambda x: (fj.ClosedFormField(data, block_size=2500)(x, t) ** 2).sum())(x)
+
+    along = slope()
+    monkeypatch.setattr(dense, "parts_of", lambda size: 1)
+    monkeypatch.setattr("flowjax.closed_form.parts.parts_of", lambda size: 1)
+    jax.clear_caches()
+    whole = check(data, x, t, block_size=2500)
+    assert np.all(parts.error_bound < whole.error_bound)
+    np.testing.assert_allclose(along, slope(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("n", [1, 63, 1025, 50_000, 1_281_167])
+@pytest.mark.parametrize("b", [1, 128, 32_768])
+def test_chosen_blocks_waste_little(platform, n, b):
+    size = dense.block_rows(n, b, 3072, platform)
+    assert 1 <= size <= (16_384 if platform == "gpu" else 512)
+    assert size == n or size % 64 == 0
+    assert -(-n // size) * size <= 1.1 * n + 64
+    if platform == "gpu":
+        assert size == n or size >= 512
+        assert dense.parts_of(size) >= size // 1024  # so the bound of a sum is no larger than elsewhere
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
