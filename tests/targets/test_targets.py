@@ -74,6 +74,12 @@ def test_draws_are_different_rows(m):
     assert drawn.max() < 10_000
 
 
+@pytest.mark.parametrize("m", [0, 11])
+def test_more_rows_than_there_are(m):
+    with pytest.raises(ValueError, match=f"cannot draw {m} different numbers below 10"):
+        draw_distinct(jax.random.key(0), 10, m)
+
+
 @pytest.fixture
 def batch():
     rng = np.random.default_rng(1)
