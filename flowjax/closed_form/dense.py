@@ -232,7 +232,7 @@ def block_rows(num_rows: int, num_queries: int, dimension: int, platform: str) -
     215, 276.
     """
     if platform == "gpu":
-        most = int(np.clip((1 << 21) // num_queries, 1024, 16384))
+        most = int(np.clip((1 << 21) // max(num_queries, 1), 1024, 16384))
     else:
         most = 1024 if max(num_queries, dimension) <= 1024 else 512
     blocks = -(-num_rows // most)  # alike, as the last one repeats rows to be whole
