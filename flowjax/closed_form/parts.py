@@ -105,7 +105,8 @@ def summation_error(plan: Plan, rows: Rows) -> float:
     per merge."""
     size, unit = plan.settings.block_size, plan.settings.unit
     blocks = -(-rows.count // size)
-    parts = 1 if plan.settings.backend == "pallas_tpu" else parts_of(size)  # the kernel sums a block as a whole
+    whole = plan.settings.backend == "pallas_tpu"  # the kernel does not sum by parts
+    parts = 1 if whole else parts_of(size)
     return unit * (size // parts + parts + 4 * blocks + 16)
 
 

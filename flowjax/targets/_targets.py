@@ -205,7 +205,8 @@ def draw_distinct(key: PRNGKey, n: int, m: int) -> jax.Array:
     """m different numbers below n, [m] int32 in random order, every such sequence as likely as any other.
 
     The first m different ones of 2m independent draws, or of 2m others should there be fewer. That sorts 2m numbers,
-    where a permutation of all n sorts these: 25 ms for 60 000 and .7 s for 1.3 million on two CPU cores, this .2 to .9 ms.
+    where a permutation of all n sorts these: 25 ms for 60 000 and .7 s for 1.3 million on two CPU cores, this .2 to
+    .9 ms.
 
     Raises:
         ValueError: m is no number from 1 to n.
