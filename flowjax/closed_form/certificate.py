@@ -6,7 +6,8 @@ With u the unit roundoff of the pass, Y = max ‖y − centre‖ and X = ‖x �
          any order of summation: Higham, Accuracy and Stability of Numerical Algorithms, §3.1. With direct
          differences the first two terms become (d + 8)|l| + 3 (alpha Y + X) sqrt(2 |l|)/sigma.
     (2)  rows with wrong logits carry at most the share rho of the weight, so the mean moves by at most
-         (exp(2E) − 1) min(2 sqrt(rho V), 4 rho Y), V = variance; sums add 10 (block + 4 blocks + 16) u exp(E) Y
+         (exp(2E) − 1) min(2 sqrt(rho V), 4 rho Y), V = variance; sums add
+         10 (rows of a part + parts of a block + 4 blocks + 16) u exp(E) Y
     (3)  dropping n' rows whose logits are ≤ r moves the mean by at most 2 Y eps/(1 + eps), with
          eps = n' exp(r + E − log normaliser of the candidates)
     (4)  no error of the mean exceeds 4 Y: û's lies in the convex hull of the data, `exact` too, and `combined` within

@@ -142,6 +142,11 @@ class Settings:
         # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
         return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
 
+    @property
+    def parts(self) -> int:
+        """In how many a block is summed; `pallas_tpu` sums it as a whole."""
+        return 1 if self.backend == "pallas_tpu" else parts_of(self.block_size)
+
 
 def product(
     a: jax.Array,

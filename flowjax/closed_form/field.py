@@ -373,9 +373,10 @@ class ClosedFormField:
 
 
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
-    """Whether "auto" screens. At 154 million entries it pays from t = .3 on, for uniform times and off the path, and
-    costs at most 1.10 times the dense pass before (benchmarks/results/screened.json). Where it begins to pay was not
-    measured, nor above 500 000 points, whose tables (5600 bytes a row) would be gigabytes."""
+    """Whether "auto" screens. At 154 million entries of pictures it pays from t = .3 on, for uniform times and off the
+    path, and costs at most 1.10 times the dense pass before, as on isotropic data at t = .3
+    (benchmarks/results/screened.json). Where it begins to pay was not measured, nor above 500 000 points, whose tables
+    (5600 bytes a row) would be gigabytes."""
     data = rows.data
     if not isinstance(data, jax.Array) or isinstance(data, Tracer) or static.placement is not None:
         return False

@@ -14,7 +14,7 @@ from flowjax.typing import Indices, PerQuery, typed
 from . import moments as algebra
 from . import streamed
 from .costs import MEASURED, Costs
-from .dense import Query, Rows, Settings, parts_of, stream, uses_direct_differences
+from .dense import Query, Rows, Settings, stream, uses_direct_differences
 from .moments import Moments
 from .refine import best_of_all, rescore
 
@@ -103,11 +103,9 @@ def _significant(remainder: Moments, exact: Moments, level: PerQuery) -> Moments
 def summation_error(plan: Plan, rows: Rows) -> float:
     """Relative error of a sum over all rows: within a part of a block, over its parts, and a rescaling and an addition
     per merge."""
-    size, unit = plan.settings.block_size, plan.settings.unit
+    size, parts = plan.settings.block_size, plan.settings.parts
     blocks = -(-rows.count // size)
-    whole = plan.settings.backend == "pallas_tpu"  # the kernel does not sum by parts
-    parts = 1 if whole else parts_of(size)
-    return unit * (size // parts + parts + 4 * blocks + 16)
+    return plan.settings.unit * (size // parts + parts + 4 * blocks + 16)
 
 
 def _merge_parts(first: Parts, second: Parts) -> Parts:

@@ -334,7 +334,7 @@ def _found(dataset, settings, steps, seconds, floor, features, distance, memoris
         f"on {dataset.name} (n = {dataset.num_points}, d = {math.prod(dataset.event_shape)}) the Fréchet distance "
         f"after {settings.steps} steps is {_plus_minus(*final['CFM'])} on CFM and "
         + ", ".join(f"{_plus_minus(*final[name])} on {name}" for name in own)
-        + f" ({settings.seeds} seed{'s' if settings.seeds > 1 else ''}); beside CFM, seed by seed, that is "
+        + f" ({settings.seeds} seed{'s' if settings.seeds > 1 else ''}); above CFM, seed by seed, that is "
         + ", ".join(_plus_minus(*last[name], sign="+") for name in own)
         + "; a step takes "
         + ", ".join(f"{overhead[name]:+.1%} on {name}" for name in own)

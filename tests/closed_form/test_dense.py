@@ -89,16 +89,27 @@ def test_large_blocks_are_summed_in_parts(dimension, monkeypatch):
 
     along = slope()
     monkeypatch.setattr(dense, "parts_of", lambda size: 1)
-    monkeypatch.setattr("flowjax.closed_form.parts.parts_of", lambda size: 1)
     jax.clear_caches()
     whole = check(data, x, t, block_size=2500)
     assert np.all(parts.error_bound < whole.error_bound)
     np.testing.assert_allclose(along, slope(), rtol=1e-4, atol=1e-5)
+    jax.clear_caches()  # or others meet these programs
+
+
+def test_the_tpu_kernel_sums_a_block_as_a_whole():
+    shared = {"block_size": 4096, "scalars": False, "num_candidates": 16, "precision": "float32"}
+    assert dense.Settings(**shared).parts == 4
+    assert dense.Settings(**shared, backend="pallas_tpu").parts == 1
+
+
+@pytest.mark.parametrize(("b", "dimension", "most"), [(128, 64, 1024), (2048, 64, 512), (128, 3072, 512)])
+def test_small_shapes_have_larger_blocks(b, dimension, most):
+    assert most // 2 < dense.block_rows(50_000, b, dimension, "cpu") <= most
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("n", [1, 63, 1025, 50_000, 1_281_167])
-@pytest.mark.parametrize("b", [1, 128, 32_768])
+@pytest.mark.parametrize("b", [0, 1, 128, 32_768])
 def test_chosen_blocks_waste_little(platform, n, b):
     size = dense.block_rows(n, b, 3072, platform)
     assert 1 <= size <= (16_384 if platform == "gpu" else 512)

@@ -74,6 +74,18 @@ def test_draws_are_different_rows(m):
     assert drawn.max() < 10_000
 
 
+def test_draws_of_every_device_by_itself():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    keys = jax.random.split(jax.random.key(0), 2)
+    draw = jax.shard_map(
+        lambda key: draw_distinct(key[0], 1000, 5)[None],
+        mesh=mesh,
+        in_specs=jax.P("data"),
+        out_specs=jax.P("data"),
+    )
+    np.testing.assert_array_equal(draw(keys), [draw_distinct(key, 1000, 5) for key in keys])
+
+
 @pytest.mark.parametrize("m", [0, 11])
 def test_more_rows_than_there_are(m):
     with pytest.raises(ValueError, match=f"cannot draw {m} different numbers below 10"):
