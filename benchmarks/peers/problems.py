@@ -59,7 +59,7 @@ def named(name: str) -> Problem:
     """The named shape, drawn."""
     shape, n = SHAPES[name], POINTS[name]
     if len(shape.event_shape) == 1:
-        data, b, few = _mixture(n, shape.dimension), 1024, 16
+        data, b, few = mixture(n, shape.dimension), 1024, 16
     elif shape.event_shape[-1] == 3:
         data, b, few = waves(n, size=shape.event_shape[0]), 128, 2
     else:
@@ -84,7 +84,8 @@ def truth(problem: Problem) -> fj.Posterior:
         return jax.tree.map(np.asarray, field.posterior(jnp.asarray(problem.x, jnp.float64), TIME))
 
 
-def _mixture(n: int, dimension: int) -> np.ndarray:
+def mixture(n: int, dimension: int) -> np.ndarray:
+    """n points [n, dimension] float32 around 32 centres."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((32, dimension), np.float32)
     spread = np.float32(0.2) * rng.standard_normal((n, dimension), np.float32)

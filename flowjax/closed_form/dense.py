@@ -139,13 +139,18 @@ class Settings:
         # 16 units beside d in equation (1) of `certificate`.
         if self.precision == "bfloat16x6":
             return 2.61 * 2.0**-24
-        # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
-        return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
+        # Products of split pieces: equation (1) of `pallas_tpu` and `pallas_gpu`.
+        return {"pallas_tpu": 1.05, "pallas_gpu": 2.61}.get(self.backend, 1.0) * 2.0**-24
 
-    @property
-    def parts(self) -> int:
-        """In how many a block is summed; `pallas_tpu` sums it as a whole."""
-        return 1 if self.backend == "pallas_tpu" else parts_of(self.block_size)
+    def roundings(self, num_rows: int) -> int:
+        """On a term's way through a sum over all rows: within a part of a block, over its parts, and four a block, for
+        a rescaling and an addition. `pallas_tpu` does not divide a block; `pallas_gpu` has its own."""
+        if self.backend == "pallas_gpu":
+            from . import pallas_gpu
+
+            return pallas_gpu.roundings(num_rows)
+        parts = 1 if self.backend == "pallas_tpu" else parts_of(self.block_size)
+        return self.block_size // parts + parts + 4 * -(-num_rows // self.block_size)
 
 
 def product(
@@ -355,7 +360,13 @@ def _pallas_tpu(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, 
     return pallas_tpu.stream(settings, query, rows)
 
 
-_PASSES = {"dense": _scan, "pallas_tpu": _pallas_tpu}
+def _pallas_gpu(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
+    from . import pallas_gpu
+
+    return pallas_gpu.stream(settings, query, rows)
+
+
+_PASSES = {"dense": _scan, "pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu}
 
 
 @typed
@@ -397,13 +408,15 @@ def _moments_along(settings: Settings, primals, tangents):
         (query_dot.x, query_dot.alpha, query_dot.sigma),
     )
 
+    maximum = total.max.astype(settings.dtype)
+
     # Checkpointed: the reverse pass recomputes a block's weights instead of keeping them, and the carry is a
     # sum, so it needs not be kept either.
     @jax.checkpoint
     def block(step, query, theta_dot, c_dot):
         points, squares, logits, _ = _block_logits(settings, query, rows, step)
         speed = product(theta_dot, points, (1, 1), settings.precision) - c_dot[:, None] * squares
-        return _block_moments(settings, total.max, logits, speed, points, squares)
+        return _block_moments(settings, maximum, logits, speed, points, squares)
 
     def body(carry, step):
         terms = block(step, query, theta_dot, c_dot)
@@ -413,5 +426,6 @@ def _moments_along(settings: Settings, primals, tangents):
     start = varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     total_dot, _ = lax.scan(body, start, steps)
+    total_dot = jax.tree.map(lambda dot, value: dot.astype(value.dtype), total_dot, total)
     candidates_dot = jax.tree.map(jnp.zeros_like, candidates)
     return (total, candidates), (total_dot, candidates_dot)

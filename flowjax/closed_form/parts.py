@@ -101,11 +101,8 @@ def _significant(remainder: Moments, exact: Moments, level: PerQuery) -> Moments
 
 
 def summation_error(plan: Plan, rows: Rows) -> float:
-    """Relative error of a sum over all rows: within a part of a block, over its parts, and a rescaling and an addition
-    per merge."""
-    size, parts = plan.settings.block_size, plan.settings.parts
-    blocks = -(-rows.count // size)
-    return plan.settings.unit * (size // parts + parts + 4 * blocks + 16)
+    """Relative error of a sum over all rows."""
+    return plan.settings.unit * (plan.settings.roundings(rows.count) + 16)
 
 
 def _merge_parts(first: Parts, second: Parts) -> Parts:

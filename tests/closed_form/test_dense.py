@@ -96,10 +96,12 @@ def test_large_blocks_are_summed_in_parts(dimension, monkeypatch):
     jax.clear_caches()  # or others meet these programs
 
 
-def test_the_tpu_kernel_sums_a_block_as_a_whole():
+def test_roundings_of_a_sum_over_all_rows():
+    """1024 rows a part and 4 parts; the TPU's kernel sums a block as a whole, the GPU's has its own blocks."""
     shared = {"block_size": 4096, "scalars": False, "num_candidates": 16, "precision": "float32"}
-    assert dense.Settings(**shared).parts == 4
-    assert dense.Settings(**shared, backend="pallas_tpu").parts == 1
+    assert dense.Settings(**shared).roundings(8192) == 1024 + 4 + 8
+    assert dense.Settings(**shared, backend="pallas_tpu").roundings(8192) == 4096 + 1 + 8
+    assert dense.Settings(**shared, backend="pallas_gpu").roundings(8192) == 32 + 4 * 32 + 4 * 8
 
 
 @pytest.mark.parametrize(("b", "dimension", "most"), [(128, 64, 1024), (2048, 64, 512), (128, 3072, 512)])

@@ -109,7 +109,6 @@ def test_queries():
     ("options", "error", "match"),
     [
         ({"method": "dens"}, ValueError, "did you mean 'dense'"),
-        ({"method": "pallas_gpu"}, ValueError, "not built yet"),
         ({"precision": "half"}, ValueError, "float64"),
         ({"tolerance": 0.0}, ValueError, "tolerance"),
         ({"block_size": 0}, ValueError, "block_size"),

@@ -1,4 +1,7 @@
-"""The TPU kernel, interpreted, against the oracle (the pieces of the dense suite) and against the dense pass."""
+"""The TPU's and the GPU's kernel, against the oracle (the pieces of the dense suite) and against the dense pass.
+
+On a device of its own kind a kernel is compiled, anywhere else interpreted.
+"""
 
 import functools
 
@@ -10,17 +13,22 @@ from support import PATHS, flat, normal, oracle_posterior
 from test_dense import check as check_method
 
 import flowjax as fj
-from flowjax.closed_form import dense, pallas_tpu
+from flowjax.closed_form import dense, pallas_gpu, pallas_tpu
 from flowjax.closed_form.construct import as_rows, make_rows
 
-check = functools.partial(check_method, method="pallas_tpu")
+
+@pytest.fixture(params=["pallas_gpu", "pallas_tpu"])
+def method(request):
+    return request.param
 
 
-def fields(data, **options):
-    return fj.ClosedFormField(data, method="pallas_tpu", **options), fj.ClosedFormField(data, **options)
+def fields(method, data, **options):
+    return fj.ClosedFormField(data, method=method, **options), fj.ClosedFormField(
+        data, method="dense", **options
+    )
 
 
-def check_pass(data, b, *, block_size=None, weights=None, labels=None, scalars=True, tolerance=3e-5):
+def check_pass(method, data, b, *, block_size=None, weights=None, labels=None, scalars=True, tolerance=3e-5):
     """One pass of the kernel against sums in float64 NumPy; queries from near-uniform to one-hot in one batch."""
     rows = make_rows(as_rows(data)[0], weights, labels, None)
     n, d = rows.count, rows.dimension
@@ -33,8 +41,8 @@ def check_pass(data, b, *, block_size=None, weights=None, labels=None, scalars=T
     query = dense.Query(
         jnp.asarray(x), alpha, sigma, None if query_labels is None else jnp.asarray(query_labels)
     )
-    size = pallas_tpu.block_size(n, d, block_size)
-    settings = dense.Settings(size, scalars, min(16, size), "float32", backend="pallas_tpu")
+    size = pallas_tpu.block_size(n, d, block_size) if method == "pallas_tpu" else min(n, 1024)
+    settings = dense.Settings(size, scalars, min(16, size), "float32", backend=method)
     moments, candidates = jax.jit(dense.stream, static_argnums=0)(settings, query, rows)
 
     a, s = (np.asarray(v, np.float64)[:, None] for v in (alpha, sigma))
@@ -79,86 +87,88 @@ def check_pass(data, b, *, block_size=None, weights=None, labels=None, scalars=T
     assert np.all(logits.max(1) <= np.asarray(candidates.rest) + allowed)
 
 
-@pytest.mark.parametrize("dimension", [1, 8, 9, 16, 17, 64, 200])
-def test_dimensions(dimension):
-    check_pass(normal(0, 307, dimension), 9)
+@pytest.mark.parametrize("dimension", [1, 8, 9, 16, 17, 64, 128])
+def test_dimensions(method, dimension):
+    check_pass(method, normal(0, 307, dimension), 9)
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 128, 256, 1000])
-def test_block_size_does_not_matter(block_size):
-    check_pass(normal(0, 521, 3, 2, 2), 9, block_size=block_size)
+def test_block_size_does_not_matter(method, block_size):
+    check_pass(method, normal(0, 521, 3, 2, 2), 9, block_size=block_size)
 
 
 @pytest.mark.parametrize("n", [1, 2, 127, 128, 129])
 @pytest.mark.parametrize("dimension", [3, 12])
-def test_tails(n, dimension):
-    check_pass(normal(0, n, dimension), 4, scalars=False)
+def test_tails(method, n, dimension):
+    check_pass(method, normal(0, n, dimension), 4, scalars=False)
 
 
 @pytest.mark.parametrize("b", [1, 513])
-def test_numbers_of_queries(b):
-    check_pass(normal(0, 211, 12), b)
+def test_numbers_of_queries(method, b):
+    check_pass(method, normal(0, 211, 12), b)
 
 
-def test_duplicates_between_blocks_and_within():
+def test_duplicates_between_blocks_and_within(method):
     data = normal(0, 100, 12)
-    check_pass(np.concatenate([data, data, data[:7]]), 9, block_size=128)
+    check_pass(method, np.concatenate([data, data, data[:7]]), 9, block_size=128)
 
 
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("dimension", [3, 12])
-def test_weights_and_labels(labelled, dimension):
+def test_weights_and_labels(method, labelled, dimension):
     weights = np.random.default_rng(2).random(301).astype(np.float32)
     weights[3:200:2] = 0
     labels = (
         (np.arange(301) // 101).astype(np.int32) if labelled else None
     )  # whole blocks without a query's class
-    check_pass(normal(0, 301, dimension), 7, block_size=128, weights=weights, labels=labels)
+    check_pass(method, normal(0, 301, dimension), 7, block_size=128, weights=weights, labels=labels)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "bfloat16", "float16"])
 @pytest.mark.parametrize("dimension", [4, 16])
-def test_storage_types(kind, dimension):
+def test_storage_types(method, kind, dimension):
     if kind == "uint8":
         data = np.random.default_rng(0).integers(0, 256, (301, dimension)).astype(np.uint8)
     else:
         data = jnp.asarray(normal(0, 301, dimension), kind)
-    check_pass(data, 7)
+    check_pass(method, data, 7)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_centred(kind):
+def test_centred(method, kind):
     data = jnp.asarray(normal(0, 211, 12) + 100, kind)
     assert make_rows(as_rows(data)[0], None, None, None).centre is not None
-    check_pass(data, 7)
+    check_pass(method, data, 7)
 
 
 @pytest.mark.parametrize("dimension", [1, 12])
-def test_every_time_in_one_batch(dimension):
+def test_every_time_in_one_batch(method, dimension):
     times = np.float32([0, 0.001, 0.05, 0.2, 0.5, 0.9, 0.99, 0.999, 0.9999])
     data, noise = normal(0, 211, dimension), normal(1, 9, dimension)
-    check(data, (1 - times)[:, None] * noise + times[:, None] * data[:9], times)
+    check_method(data, (1 - times)[:, None] * noise + times[:, None] * data[:9], times, method=method)
 
 
 @pytest.mark.parametrize("path", PATHS[1:2] + PATHS[3:], ids=lambda p: type(p).__name__)
-def test_other_paths(path):
+def test_other_paths(method, path):
     data, t = normal(0, 211, 12), np.float32(0.6)
-    check(data, np.asarray(path.interpolate(normal(1, 9, 12), data[:9], t)), t, path=path)
+    check_method(
+        data, np.asarray(path.interpolate(normal(1, 9, 12), data[:9], t)), t, path=path, method=method
+    )
 
 
-def test_weights_labels_flips_and_pixels_together():
+def test_weights_labels_flips_and_pixels_together(method):
     data = np.random.default_rng(0).integers(0, 256, (131, 4, 3, 1)).astype(np.uint8)
     weights = np.random.default_rng(2).random(131).astype(np.float32)
-    check(
+    check_method(
         data, normal(1, 7, 4, 3, 1), np.linspace(0, 0.9, 7, dtype=np.float32), weights=weights,
-        labels=np.arange(131) % 3, query_labels=np.arange(7) % 3, horizontal_flip=True,
+        labels=np.arange(131) % 3, query_labels=np.arange(7) % 3, horizontal_flip=True, method=method,
     )  # fmt: skip
 
 
-def test_no_bound_is_broken():
+def test_no_bound_is_broken(method):
     base = normal(0, 40, 24)
     data = np.concatenate([base + 1e-3 * normal(seed, 40, 24) for seed in range(1, 6)])
-    field, _ = fields(data)
+    field, _ = fields(method, data)
     evaluate = jax.jit(lambda field, x, t: field.posterior(x, t))
     for t in np.float32([0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-6]):
         x = np.concatenate([(1 - t) * normal(9, 10, 24) + t * data[:10], t * (data[:10] + data[10:20]) / 2])
@@ -167,31 +177,53 @@ def test_no_bound_is_broken():
         assert np.all(error <= np.asarray(posterior.error_bound, np.float64)), t
 
 
-def test_products_of_pieces_are_float32_grade():
-    """Equation (1) of the module, on what the kernel's products get; plain bfloat16 products are far outside."""
-    x, y = normal(0, 16, 256) * np.float32(3), normal(1, 256, 128)
-    left, rest = pallas_tpu._left(jnp.asarray(x), False)
-    refs = {"leading": left, "rest": rest}
-    value = pallas_tpu._logits(refs, pallas_tpu._split(jnp.asarray(y)))
-    bound = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(y, axis=0) * 2.0**-24
-    error = np.abs(np.asarray(value, np.float64) - x.astype(np.float64) @ y.astype(np.float64))
+def pieces_and_product(method, x, y):
+    """x [b, d] times y [d, m] as the kernel forms it, and from plain pieces of half the width alone."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if method == "pallas_tpu":
+        left, rest = pallas_tpu._left(x, False)
+        whole = pallas_tpu._logits({"leading": left, "rest": rest}, pallas_tpu._split(y))
+        return whole, pallas_tpu._dot(left, y.astype(jnp.bfloat16), 0)
+    scales = [pallas_gpu._scale(jnp.max(jnp.abs(v))) for v in (x, y)]
+    left, right = (pallas_gpu._split(v * scale) for v, scale in zip((x, y), scales, strict=True))
+    nothing = jnp.zeros_like(left[1]), jnp.zeros_like(right[1])
+    first = (left[0], nothing[0]), (right[0], nothing[1])
+    undo = 1 / (scales[0] * scales[1])
+    return pallas_gpu._product(left, right, 0) * undo, pallas_gpu._product(*first, 0) * undo
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])
+def test_products_of_pieces_are_float32_grade(method, scale):
+    """Equation (1) of both modules, on what the kernel's products get; plain products of halves are far outside."""
+    x, y = normal(0, 16, 256) * np.float32(3 * scale), normal(1, 256, 128)
+    y[:128] *= np.float32(1e-5)  # small beside the largest entry
+    value, plain = pieces_and_product(method, x, y)
+    bound = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(y, axis=0) * 2.0**-24
+    true = x.astype(np.float64) @ y.astype(np.float64)
+    error = np.abs(np.asarray(value, np.float64) - true)
     assert (error / bound).max() < 1.05 * 256 + 4
-    plain = pallas_tpu._dot(left, jnp.asarray(y).astype(jnp.bfloat16), 0)
-    assert (np.abs(plain - x @ y) / bound).max() > 10 * (error / bound).max()
+    assert (np.abs(plain - true) / bound).max() > 10 * (error / bound).max()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
-def test_pieces_sum_to_the_value_exactly(scale):
-    x = np.concatenate([normal(0, 1000), np.float32([0, 1, 255 / 256, 1 + 2.0**-23, 2 - 2.0**-23])])
+def test_pieces_sum_to_the_value(method, scale):
+    """Three of bfloat16 exactly, two of float16 as the module says."""
+    x = np.concatenate([normal(0, 1000), np.float32([0, 1, 255 / 256, 1 + 2.0**-23, 2 - 2.0**-23, 1e-6])])
     x = jnp.asarray(x * np.float32(scale))
-    pieces = jax.jit(pallas_tpu._split)(x)
+    allowed = np.zeros(len(x))
+    if method == "pallas_gpu":
+        x = x * pallas_gpu._scale(jnp.max(jnp.abs(x)))
+        assert 2**14 <= float(jnp.max(jnp.abs(x))) <= 2**15
+        allowed = 2.0**-24 * np.abs(x) + 2.0**-25
+    kernel = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[method]
+    pieces = jax.jit(kernel._split)(x)
     total = sum(np.asarray(piece, np.float64) for piece in pieces)
-    np.testing.assert_array_equal(total, np.asarray(x, np.float64))
+    assert np.all(np.abs(total - np.asarray(x, np.float64)) <= allowed)
 
 
-def test_derivatives_are_those_of_the_dense_pass():
+def test_derivatives_are_those_of_the_dense_pass(method):
     data = normal(0, 211, 12)
-    kernel, reference = fields(data)
+    kernel, reference = fields(method, data)
     x, direction = normal(1, 5, 12), normal(2, 5, 12)
     t = np.float32([0.05, 0.3, 0.5, 0.7, 0.8])
 
@@ -207,9 +239,9 @@ def test_derivatives_are_those_of_the_dense_pass():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_transformations():
+def test_transformations(method):
     data = normal(0, 211, 12)
-    kernel, _ = fields(data)
+    kernel, _ = fields(method, data)
     x, t = normal(1, 6, 12), np.linspace(0, 0.9, 6, dtype=np.float32)
     expected = kernel(x, t)
     np.testing.assert_allclose(jax.jit(lambda f, x, t: f(x, t))(kernel, x, t), expected, rtol=1e-5)
@@ -220,30 +252,33 @@ def test_transformations():
 
 
 @pytest.mark.parametrize("dimension", [12])
-def test_sharded(dimension):
+def test_sharded(method, dimension):
     data = normal(0, 1040, dimension)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     placed = jax.device_put(data, jax.NamedSharding(mesh, jax.P("data")))
     x, t = normal(1, 4, dimension), np.float32([0, 0.3, 0.8, 0.99])
-    single, sharded = (
-        fj.ClosedFormField(rows, method="pallas_tpu").posterior(x, t) for rows in (data, placed)
-    )
+    single, sharded = (fj.ClosedFormField(rows, method=method).posterior(x, t) for rows in (data, placed))
     for name in ("velocity", "log_density", "variance"):
         np.testing.assert_allclose(getattr(sharded, name), getattr(single, name), rtol=2e-5, atol=2e-5)
     np.testing.assert_array_equal(sharded.argmax, single.argmax)
 
 
-def test_refused_and_left_to_xla():
+def test_refused_and_left_to_xla(method):
     with pytest.raises(ValueError, match="use method='dense'"):
-        fj.ClosedFormField(normal(0, 5, 3), method="pallas_tpu", precision="float64")
-    wide, reference = fields(normal(0, 20, pallas_tpu.MAX_DIMENSION + 1))
+        fj.ClosedFormField(normal(0, 5, 3), method=method, precision="float64")
+    wide, reference = fields(method, normal(0, 20, pallas_tpu.MAX_DIMENSION + 1))
     x = normal(1, 3, pallas_tpu.MAX_DIMENSION + 1)
     np.testing.assert_array_equal(wide(x, 0.5), reference(x, 0.5))
 
 
-def test_the_kernel_is_in_what_a_tpu_gets():
-    """Lowered for a TPU, from a process that has none, it is the kernel itself and not its interpretation."""
-    field, _ = fields(normal(0, 300, 12))
-    traced = jax.jit(lambda f, x: f(x, 0.5)).trace(field, normal(1, 4, 12))
-    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
-    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_the_kernel_is_in_what_its_device_gets(method, kind):
+    """Lowered for that device, from a process that has none, it is the kernel itself and not its interpretation."""
+    data = normal(0, 300, 12) if kind == "float32" else np.zeros((300, 12), np.uint8)
+    platform, call = {
+        "pallas_tpu": ("tpu", "tpu_custom_call"),
+        "pallas_gpu": ("cuda", "__gpu$xla.gpu.triton"),
+    }[method]
+    traced = jax.jit(lambda f, x: f(x, 0.5)).trace(fields(method, data)[0], normal(1, 4, 12))
+    assert call in traced.lower(lowering_platforms=(platform,)).as_text()
+    assert call not in traced.lower(lowering_platforms=("cpu",)).as_text()

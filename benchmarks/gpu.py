@@ -1,0 +1,153 @@
+"""A GPU's own benchmark: the precision algorithms' product rates, the kernel for few dimensions beside XLA.
+
+`products`: x Yᵀ and W Y of CIFAR-10's shape (n = 50 000, d = 3072) for 128 and 1024 queries in each precision algorithm
+that the GPU has, and the dense field in those it offers. `passes`: `method="pallas_gpu"` beside "dense" (float32 and
+bfloat16x6) on points in few dimensions, velocity and whole posterior, with the largest relative error of each and the
+share of the rate of exponentials. `blocks`: the dense field by rows of a block. Three minutes on an H100.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flowjax as fj
+
+from . import harness
+from .dense import TIME
+from .peers.problems import mixture
+
+PASSES = (
+    (50_000, 1024, 2),
+    (50_000, 1024, 16),
+    (50_000, 1024, 64),
+    (50_000, 1024, 128),
+    (32_768, 32_768, 16),
+)
+LARGEST = (1_000_000, 131_072, 16)
+ALGORITHMS = ("F32_F32_F32", "TF32_TF32_F32", "TF32_TF32_F32_X3", "BF16_BF16_F32_X6", "BF16_BF16_F32_X9")
+
+
+@jax.jit
+def _field(field: fj.ClosedFormField, x: jax.Array) -> jax.Array:
+    return field(x, TIME)
+
+
+@jax.jit
+def _posterior(field: fj.ClosedFormField, x: jax.Array) -> fj.Posterior:
+    return field.posterior(x, TIME)
+
+
+@jax.jit
+def _velocity_and_log_density(field: fj.ClosedFormField, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    posterior = field.posterior(x, TIME)
+    return posterior.velocity, posterior.log_density
+
+
+def _products(queries: int, rounds: int, num_points: int, dimension: int) -> dict[str, Any]:
+    data = jax.random.normal(jax.random.key(0), (num_points, dimension)) * jnp.float32(0.5)
+    x = jax.random.normal(jax.random.key(1), (queries, dimension))
+    flop = 4.0 * queries * data.size
+    cases, failed = [], {}
+    for name in ALGORITHMS:
+        case = harness.both_products_case(name, x, data, getattr(jax.lax.DotAlgorithmPreset, name))
+        try:
+            jax.block_until_ready(case.run())
+        except Exception as error:  # an algorithm that this platform lacks
+            failed[name] = str(error).splitlines()[0][:200]
+            continue
+        cases.append(case)
+    for precision in ("float32", "bfloat16x6"):
+        field = fj.ClosedFormField(data, method="dense", precision=precision)
+        cases.append(harness.Case(f"field, {precision}", functools.partial(_field, field, x), flop))
+    half = fj.ClosedFormField(data.astype(jnp.bfloat16), method="dense")
+    cases.append(harness.Case("field, bfloat16 rows", functools.partial(_field, half, x), flop))
+    seconds = harness.measure(cases, rounds=rounds)
+    return {
+        "queries": queries,
+        "points": num_points,
+        "dimension": dimension,
+        "seconds": seconds,
+        "teraflop_per_second": {name: flop / value / 1e12 for name, value in seconds.items()},
+        "failed": failed,
+    }
+
+
+def _pass(n: int, b: int, d: int, rounds: int) -> dict[str, Any]:
+    data = mixture(n, d)
+    rng = np.random.default_rng(1)
+    rows = data[rng.integers(0, n, b)]
+    x = jnp.asarray(np.float32(TIME) * rows + np.float32(1 - TIME) * rng.standard_normal((b, d), np.float32))
+    functions = {"velocity": _field, "with log density": _velocity_and_log_density, "posterior": _posterior}
+    methods: dict[str, dict[str, Any]] = {"pallas_gpu": {"method": "pallas_gpu"}}
+    if (n, b, d) != LARGEST:  # where XLA would take seconds
+        methods["dense"] = {"method": "dense"}
+        methods["dense, bfloat16x6"] = {"method": "dense", "precision": "bfloat16x6"}
+    fields = {name: fj.ClosedFormField(data, **options) for name, options in methods.items()}
+    few = x[:1024]
+    with jax.enable_x64(True):
+        exact = fj.ClosedFormField(data, method="dense", precision="float64")
+        truth = np.asarray(exact(few.astype(jnp.float64), TIME))
+    cases, errors = [], {}
+    for name, field in fields.items():
+        found = np.asarray(field(few, TIME), np.float64)
+        errors[name] = float(np.max(np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth, axis=1)))
+        for asked, function in functions.items():
+            cases.append(harness.Case(f"{name}, {asked}", functools.partial(function, field, x)))
+    cases.append(harness.exponentials_case("exponentials", b, n, block=max(2**22 // b, 32)))
+    seconds = harness.measure(cases, rounds=rounds)
+    bound = {
+        name: float(jnp.median(field.posterior(few, TIME).error_bound)) for name, field in fields.items()
+    }
+    return {
+        "points": n,
+        "queries": b,
+        "dimension": d,
+        "seconds": seconds,
+        "largest_relative_error": errors,
+        "median_bound": bound,
+        "speed_against_dense": {
+            name.removeprefix("dense, "): seconds[name] / seconds[name.replace("dense", "pallas_gpu", 1)]
+            for name in seconds
+            if name.startswith("dense, ") and "bfloat16x6" not in name
+        },
+        "share_of_exponential_rate": seconds["exponentials"] / seconds["pallas_gpu, with log density"],
+    }
+
+
+def _blocks(rounds: int) -> list[dict[str, Any]]:
+    results = []
+    for d, b in ((3072, 128), (64, 1024)):
+        data = jax.random.normal(jax.random.key(0), (50_000, d)) * jnp.float32(0.5)
+        x = jax.random.normal(jax.random.key(1), (b, d))
+        cases = [
+            harness.Case(
+                str(size),
+                functools.partial(_field, fj.ClosedFormField(data, method="dense", block_size=size), x),
+            )
+            for size in (512, 2048, 8192, 12_544, 25_088, 50_000)
+        ]
+        results.append({"dimension": d, "queries": b, "seconds": harness.measure(cases, rounds=rounds)})
+    return results
+
+
+def run(*, rounds: int = 7) -> dict[str, Any]:
+    """Everything; see the module's docstring."""
+    products = []
+    for queries in (128, 1024):
+        products.append(_products(queries, rounds, 50_000, 3072))
+        print(products[-1]["teraflop_per_second"], products[-1]["failed"], flush=True)
+    passes = []
+    for shape in (*PASSES, LARGEST):
+        passes.append(_pass(*shape, rounds=rounds if shape != LARGEST else 1))
+        print({name: passes[-1][name] for name in ("dimension", "queries", "seconds")}, flush=True)
+    return {
+        "benchmark": "gpu",
+        "machine": harness.machine(),
+        "rounds": rounds,
+        "products": products,
+        "passes": passes,
+        "blocks": _blocks(rounds),
+    }
