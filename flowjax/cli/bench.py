@@ -27,6 +27,7 @@ benchmarks:
   imports    seconds to import flowjax beside jax and flax
   pallas     the TPU kernel beside XLA, by the TPU compiler alone
   plan       the field on TPU slices, by the TPU compiler alone
+  gpu        on a GPU: its kernel beside XLA, its precision algorithms beside their products' rates
 
 examples:
   flowjax bench dense
@@ -54,6 +55,7 @@ class Bench:
             "imports",
             "pallas",
             "plan",
+            "gpu",
         ]
         | None,
         tyro.conf.Positional,

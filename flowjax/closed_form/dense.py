@@ -17,6 +17,7 @@ re-scored exactly, and an upper bound of everything else.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,8 @@ from flowjax.typing import (
     typed,
 )
 
-from . import moments
+from . import halves, moments
+from .halves import Halves
 from .moments import Moments, Scalars
 from .rows import to_float
 
@@ -121,6 +123,8 @@ class Settings:
     varying: tuple[str, ...] = ()
     """Inside shard_map: this axis, and those that queries are split over."""
     backend: str = "dense"
+    unrolled: bool = False
+    """Whether candidates are re-scored all at once: on a GPU, where a loop over them is dozens of small kernels."""
 
     @property
     def dtype(self):
@@ -137,10 +141,11 @@ class Settings:
         # of 8, the smallest, without guard digits: (9/8 + 1/8) 2u a product, 4 % more for the five smaller products,
         # which pieces cut off instead of rounded make 2⁻⁷ as large. The products left out, 8u of |xy|, are within the
         # 16 units beside d in equation (1) of `certificate`.
-        if self.precision == "bfloat16x6":
+        # Of float16 pieces there are fewer; what they lose is equation (1) of `halves`, and within those 16 units too.
+        if self.precision in ("bfloat16x6", "float16x3") or self.backend == "pallas_gpu":
             return 2.61 * 2.0**-24
-        # Products of split pieces: equation (1) of `pallas_tpu` and `pallas_gpu`.
-        return {"pallas_tpu": 1.05, "pallas_gpu": 2.61}.get(self.backend, 1.0) * 2.0**-24
+        # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
+        return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
 
     def roundings(self, num_rows: int) -> int:
         """On a term's way through a sum over all rows: within a part of a block, over its parts, and four a block, for
@@ -196,10 +201,20 @@ def read_block(
     return points, lax.dynamic_slice_in_dim(rows.square_norms, start, size)
 
 
+Points = Float[Array, "m d"] | Halves
+"""A block of rows as the products of a precision want them."""
+
+
+def _product(a: jax.Array, points: jax.Array | Halves, axes: tuple[int, int], precision: str) -> jax.Array:
+    if isinstance(points, Halves):
+        return halves.product(a, points, axes)
+    return product(a, points, axes, precision)
+
+
 @typed
 def _block_logits(
     settings: Settings, query: Query, rows: Rows, step: Int[Array, ""]
-) -> tuple[Float[Array, "m d"], Float[Array, "m"], Float[Array, "b m"], Int[Array, ""]]:
+) -> tuple[Points, Float[Array, "m"], Float[Array, "b m"], Int[Array, ""]]:
     """Block `step`: points [m, d], square norms [m], logits [b, m] with rows already seen masked out.
 
     The last block starts early enough to be whole, so the data needs no padding and no copy.
@@ -207,6 +222,9 @@ def _block_logits(
     size = settings.block_size
     start = jnp.minimum(step * size, rows.count - size).astype(jnp.int32)
     points, squares = read_block(rows, start, size, settings.dtype)
+    if settings.precision == "float16x3" and not uses_direct_differences(rows.dimension):
+        block = lax.dynamic_slice_in_dim(rows.data, start, size).reshape(size, -1)
+        points = halves.of_rows(block, rows.centre, rows.max_norm)
     position = start + jnp.arange(size, dtype=jnp.int32)
     bias = jnp.where(position < step * size, -jnp.inf, 0).astype(settings.dtype)
     if rows.log_weights is not None:
@@ -224,7 +242,7 @@ def _block_logits(
         logits = bias + (constant[:, None] - (0.5 / query.sigma**2)[:, None] * square)
     else:
         theta, c = natural_parameters(query)
-        logits = product(theta, points, (1, 1), settings.precision) + (bias - c[:, None] * squares)
+        logits = _product(theta, points, (1, 1), settings.precision) + (bias - c[:, None] * squares)
     if query.labels is not None and rows.labels is not None:
         row_labels = lax.dynamic_slice_in_dim(rows.labels, start, size)
         logits = jnp.where(query.labels[:, None] == row_labels, logits, -jnp.inf)
@@ -264,12 +282,14 @@ def _sum_rows(terms: jax.Array) -> jax.Array:
     return jnp.sum(lax.optimization_barrier(parts), 1)  # or XLA would make both sums one
 
 
-def _sum_points(terms: jax.Array, points: jax.Array, precision: str) -> jax.Array:
+def _sum_points(terms: jax.Array, points: jax.Array | Halves, dimension: int, precision: str) -> jax.Array:
     """Of terms [b, m] times points [m, d], part by part, [b, d]."""
-    (b, m), d, k = terms.shape, points.shape[1], parts_of(points.shape[0])
+    (b, m), k = terms.shape, parts_of(terms.shape[1])
     if k == 1:
-        return product(terms, points, (1, 0), precision)
-    terms, points = terms.reshape(b, k, m // k), points.reshape(k, m // k, d)
+        return _product(terms, points, (1, 0), precision)
+    terms, points = terms.reshape(b, k, m // k), points.reshape(k, m // k, dimension)
+    if isinstance(points, Halves):
+        return jnp.sum(halves.product(terms, points, (2, 1), batched=True), 0)
     return jnp.sum(product(terms, points, (2, 1), precision, parts=(1, 0)), 0)
 
 
@@ -288,8 +308,9 @@ def _block_moments(
     maximum: PerQuery,
     logits: Float[Array, "b m"],
     factor: Float[Array, "b m"] | None,
-    points: Float[Array, "m d"],
+    points: Points,
     squares: Float[Array, "m"],
+    dimension: int,
 ) -> Moments:
     """Sums of one block relative to a given maximum; with `factor` = l' [b, m], their derivatives along it."""
     shifted = logits - moments.finite_max(maximum)[:, None]
@@ -307,7 +328,7 @@ def _block_moments(
     return Moments(
         max=maximum,
         normaliser=_sum_rows(terms),
-        weighted_sum=_sum_points(terms, points, settings.precision),
+        weighted_sum=_sum_points(terms, points, dimension, settings.precision),
         scalars=scalars,
     )
 
@@ -338,7 +359,7 @@ def _scan(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candid
         total, tracked = carry
         points, squares, logits, start = _block_logits(settings, query, rows, step)
         maximum = jnp.maximum(total.max, jnp.max(logits, 1))
-        block = _block_moments(settings, maximum, logits, None, points, squares)
+        block = _block_moments(settings, maximum, logits, None, points, squares, rows.dimension)
         total = moments.merge(total, block)
         best, where, second = tracked
         second = jnp.maximum(second, jnp.minimum(best, logits))
@@ -371,12 +392,16 @@ _PASSES = {"dense": _scan, "pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu}
 
 @typed
 def select(
-    settings: Settings, best: Float[Array, "b m"], where: Int[Array, "b m"], second: Float[Array, "b m"]
+    settings: Settings,
+    best: Float[Array, "b m"],
+    where: Int[Array, "b m"],
+    second: Float[Array, "b m"],
+    top_k: Callable[[jax.Array, int], tuple[jax.Array, jax.Array]] = lax.top_k,
 ) -> Candidates:
     """The best columns of all, and the best logit of every row that is in none of them."""
     # No slice of the result: it would make XLA sort the rows instead of selecting (a hundred times slower on
     # a CPU). Columns left out are bounded by the least one taken.
-    logit, column = lax.top_k(best, settings.num_candidates)
+    logit, column = top_k(best, settings.num_candidates)
     rest = jnp.max(second, 1)
     if best.shape[1] > settings.num_candidates:
         rest = jnp.maximum(rest, jnp.min(logit, 1))
@@ -397,6 +422,8 @@ def _moments_along(settings: Settings, primals, tangents):
     query, rows = primals
     query_dot, _ = tangents  # the data is a constant
     total, candidates = stream(settings, query, rows)
+    if settings.precision == "float16x3":  # its splitting has no derivative
+        settings = dataclasses.replace(settings, precision="float32")
 
     def natural(x, alpha, sigma):
         return natural_parameters(dataclasses.replace(query, x=x, alpha=alpha, sigma=sigma))
@@ -415,8 +442,8 @@ def _moments_along(settings: Settings, primals, tangents):
     @jax.checkpoint
     def block(step, query, theta_dot, c_dot):
         points, squares, logits, _ = _block_logits(settings, query, rows, step)
-        speed = product(theta_dot, points, (1, 1), settings.precision) - c_dot[:, None] * squares
-        return _block_moments(settings, maximum, logits, speed, points, squares)
+        speed = _product(theta_dot, points, (1, 1), settings.precision) - c_dot[:, None] * squares
+        return _block_moments(settings, maximum, logits, speed, points, squares, rows.dimension)
 
     def body(carry, step):
         terms = block(step, query, theta_dot, c_dot)

@@ -24,12 +24,13 @@ from .screened import evaluate_screened
 from .sources import RowSource, is_remote, open_rows
 
 Method = Literal["auto", "dense", "screened", "streamed", "pallas_tpu", "pallas_gpu"]
-Precision = Literal["float32", "bfloat16x6", "float64"]
+Precision = Literal["float32", "float16x3", "bfloat16x6", "float64"]
 
 _TILE = 1024
 _NUM_CANDIDATES = 16
 _AUTO_SCREEN_ENTRIES = 50_000_000
 _AUTO_SCREEN_POINTS = 500_000
+_AUTO_KERNEL_DIMENSION = 64
 
 
 class Posterior(NamedTuple):
@@ -105,13 +106,14 @@ class ClosedFormField:
             kernel up to 512 dimensions; above them, and for sharded rows, XLA's two products do it; off a TPU the
             kernel is interpreted, which is for tests. "pallas_gpu" does the same on a GPU up to 128 dimensions, with
             2.6 times the roundoff in its bound. "auto" streams paths and records, screens arrays of 50 million
-            entries and more, up to 500 000 points, in float32 precision on one CPU device, and is "dense" for the
-            others.
+            entries and more, up to 500 000 points, in float32 precision on one CPU device, is "pallas_gpu" on a GPU up to 64
+            dimensions, and "dense" for the others, in precision "float16x3" on GPUs.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
-        precision: of the pass over all rows. "float32" (default). "bfloat16x6" forms its products on a GPU's tensor
-            cores, as six of bfloat16 pieces, with 2.6 times the roundoff in its bound; a TPU does the same for
-            "float32", and a CPU computes float32 for both. "float64": two to four times the time on a CPU, and a bound
+        precision: of the pass over all rows. None: "float32", except for "auto" on GPUs. "float16x3" forms its products on a GPU's tensor
+            cores, as three of float16 pieces (two where rows are pixels or 16-bit numbers), with 2.6 times the roundoff
+            in its bound; derivatives are float32's. "bfloat16x6" does so with six of bfloat16 pieces, as a TPU does for
+            "float32"; a CPU computes float32 for it. "float64": two to four times the time on a CPU, and a bound
             near the rounding of the result at every t.
         block_size: rows handled at once (streamed: read at once); None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
@@ -141,7 +143,6 @@ class ClosedFormField:
         horizontal_flip: bool = False,
     ):
         path = Linear() if path is None else path
-        precision = "float32" if precision is None else precision
         _check_options(path, method, tolerance, precision, block_size)
         stream = method == "streamed" or (method in ("auto", "screened") and is_remote(data))
         if stream:
@@ -152,12 +153,16 @@ class ClosedFormField:
         else:
             stored, event_shape = as_rows(data, horizontal_flip=horizontal_flip)  # type: ignore[arg-type]
             self._rows = make_rows(stored, weights, labels, event_shape if horizontal_flip else None)
+        if method == "auto" and precision is None and _on_gpus(self._rows):
+            precision = "float16x3"
+            if self._rows.dimension <= _AUTO_KERNEL_DIMENSION:
+                method = "pallas_gpu"
         self._static = _Static(
             event_shape,
             path,
             method,
             float(tolerance),
-            precision,
+            precision or "float32",
             block_size,
             horizontal_flip,
             placement(stored),
@@ -372,6 +377,13 @@ class ClosedFormField:
         queries.check_labels(labels, self._rows.class_log_weights.shape[0], self._static.empty_classes)
 
 
+def _on_gpus(rows: Rows) -> bool:
+    data = rows.data
+    if not isinstance(data, jax.Array) or isinstance(data, Tracer):
+        return False
+    return {device.platform for device in data.devices()} == {"gpu"}
+
+
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
     """Whether "auto" screens. At 154 million entries of pictures it pays from t = .3 on, for uniform times and off the
     path, and costs at most 1.10 times the dense pass before, as on isotropic data at t = .3
@@ -418,6 +430,7 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
         precision=static.precision,
         axis_name=axis,
         backend=backend,
+        unrolled=jax.default_backend() == "gpu",
     )
     return Plan(
         static.path,
@@ -466,8 +479,9 @@ def _check_options(path, method, tolerance, precision, block_size) -> None:
     if not isinstance(path, Path):
         raise TypeError(f"path must be a flowjax.paths.Path such as Linear(), got {path!r}")
     check_choice("method", method, get_args(Method))
-    check_choice("precision", precision, get_args(Precision))
-    if method in ("pallas_tpu", "pallas_gpu") and precision != "float32":
+    if precision is not None:
+        check_choice("precision", precision, get_args(Precision))
+    if method in ("pallas_tpu", "pallas_gpu") and precision not in (None, "float32"):
         raise ValueError(
             f"method={method!r} computes in float32; for precision={precision!r} use method='dense'"
         )

@@ -153,7 +153,8 @@ def _rescore(
         value = value if rows.log_weights is None else value + rows.log_weights[row].astype(jnp.float64)
         return jnp.where(used, value, -jnp.inf)
 
-    values = lax.map(lambda chunk: logit(*chunk), chunks)
+    unroll = len(pairs[0]) if settings.unrolled else 1
+    _, values = lax.scan(lambda _, chunk: (None, logit(*chunk)), None, chunks, unroll=unroll)
     logits = jnp.where(used, to_slots(values), -jnp.inf)
     both = values, of_slots(approximate)
     maxima = jnp.max(lax.stop_gradient(logits), 1), maximum
@@ -186,7 +187,7 @@ def _rescore(
 
     none = algebra.empty(b, rows.dimension, jnp.float64, scalars=settings.scalars)
     zero = [(none.normaliser, none.weighted_sum, none.scalars)] * 2
-    totals, _ = lax.scan(body, varying(settings, zero), (chunks, both))
+    totals, _ = lax.scan(body, varying(settings, zero), (chunks, both), unroll=unroll)
     return Rescored(logits, *(Moments(most, *total) for most, total in zip(maxima, totals, strict=True)))
 
 

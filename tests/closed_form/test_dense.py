@@ -1,6 +1,7 @@
 """The dense backend against the oracle: the suite that every backend has to pass."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import PATHS, flat, natural_patches, nearest_neighbour, normal, oracle_posterior, schedules
@@ -51,12 +52,13 @@ def test_every_path_and_time(path, dimension):
         check(data, x, t, path=path)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16x6", "float16x3"])
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.9, 0.999])
-def test_products_of_bfloat16_pieces(t):
-    """Their bound is that of a GPU's tensor cores, 2.61 times as large; what is computed here is a float32 product."""
+def test_products_of_pieces(t, precision):
+    """Their bound is that of a GPU's tensor cores, 2.61 times as large; on a CPU bfloat16x6 is a float32 product."""
     data, noise = normal(0, 211, 40), normal(1, 9, 40)
     x = (1 - np.float32(t)) * noise + np.float32(t) * data[:9]
-    posterior = check(data, x, t, precision="bfloat16x6")
+    posterior = check(data, x, t, precision=precision)
     plain = fj.ClosedFormField(data).posterior(x, t)
     np.testing.assert_allclose(posterior.velocity, plain.velocity, rtol=1e-5, atol=1e-5)
     assert np.all(posterior.error_bound >= plain.error_bound)
@@ -66,8 +68,35 @@ def test_products_of_bfloat16_pieces(t):
     def total(field):
         return jax.grad(lambda x: (field(x, t) ** 2).sum())(x)
 
-    pieces = total(fj.ClosedFormField(data, precision="bfloat16x6"))
+    pieces = total(fj.ClosedFormField(data, precision=precision))
     np.testing.assert_allclose(pieces, total(fj.ClosedFormField(data)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "bfloat16", "float16"])
+@pytest.mark.parametrize("shift", [0, 100])
+def test_float16_pieces_of_every_type_of_row(kind, shift):
+    """In blocks of several parts; shifted, rows of float types are centred, and pixels are far from their mean."""
+    if kind == "uint8":
+        data = np.random.default_rng(0).integers(shift, 256, (2600, 12)).astype(np.uint8)
+    else:
+        data = jnp.asarray(normal(0, 2600, 12) + shift, kind)
+    points = fj.closed_form.to_float(np.asarray(data))
+    t = np.linspace(0, 0.99, 7, dtype=np.float32)
+    x = (1 - t)[:, None] * normal(1, 7, 12) + t[:, None] * points[:7]
+    check(data, x, t, precision="float16x3", block_size=2600)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_float16_pieces_of_any_scale(scale):
+    data, noise = normal(0, 300, 12) * np.float32(scale), normal(1, 9, 12) * np.float32(scale)
+    path = fj.paths.Linear()
+    pieces, plain = (
+        fj.ClosedFormField(data, path, precision=precision, tolerance=1e-5)
+        for precision in ("float16x3", "float32")
+    )
+    x = 0.3 * noise + 0.7 * data[:9]
+    error = np.linalg.norm(pieces(x, 0.7) - plain(x, 0.7), axis=1)
+    assert np.all(error <= 1e-5 * np.linalg.norm(plain(x, 0.7), axis=1))
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 7, 64, 211])
@@ -101,7 +130,7 @@ def test_roundings_of_a_sum_over_all_rows():
     shared = {"block_size": 4096, "scalars": False, "num_candidates": 16, "precision": "float32"}
     assert dense.Settings(**shared).roundings(8192) == 1024 + 4 + 8
     assert dense.Settings(**shared, backend="pallas_tpu").roundings(8192) == 4096 + 1 + 8
-    assert dense.Settings(**shared, backend="pallas_gpu").roundings(8192) == 32 + 4 * 32 + 4 * 8
+    assert dense.Settings(**shared, backend="pallas_gpu").roundings(8192) == 64 + 4 * 16 + 4 * 8
 
 
 @pytest.mark.parametrize(("b", "dimension", "most"), [(128, 64, 1024), (2048, 64, 512), (128, 3072, 512)])

@@ -13,7 +13,7 @@ from support import PATHS, flat, normal, oracle_posterior
 from test_dense import check as check_method
 
 import flowjax as fj
-from flowjax.closed_form import dense, pallas_gpu, pallas_tpu
+from flowjax.closed_form import dense, halves, pallas_gpu, pallas_tpu
 from flowjax.closed_form.construct import as_rows, make_rows
 
 
@@ -184,8 +184,8 @@ def pieces_and_product(method, x, y):
         left, rest = pallas_tpu._left(x, False)
         whole = pallas_tpu._logits({"leading": left, "rest": rest}, pallas_tpu._split(y))
         return whole, pallas_tpu._dot(left, y.astype(jnp.bfloat16), 0)
-    scales = [pallas_gpu._scale(jnp.max(jnp.abs(v))) for v in (x, y)]
-    left, right = (pallas_gpu._split(v * scale) for v, scale in zip((x, y), scales, strict=True))
+    scales = [halves.scale_of(jnp.max(jnp.abs(v))) for v in (x, y)]
+    left, right = (halves.split(v * scale) for v, scale in zip((x, y), scales, strict=True))
     nothing = jnp.zeros_like(left[1]), jnp.zeros_like(right[1])
     first = (left[0], nothing[0]), (right[0], nothing[1])
     undo = 1 / (scales[0] * scales[1])
@@ -212,11 +212,11 @@ def test_pieces_sum_to_the_value(method, scale):
     x = jnp.asarray(x * np.float32(scale))
     allowed = np.zeros(len(x))
     if method == "pallas_gpu":
-        x = x * pallas_gpu._scale(jnp.max(jnp.abs(x)))
+        x = x * halves.scale_of(jnp.max(jnp.abs(x)))
         assert 2**14 <= float(jnp.max(jnp.abs(x))) <= 2**15
         allowed = 2.0**-24 * np.abs(x) + 2.0**-25
-    kernel = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[method]
-    pieces = jax.jit(kernel._split)(x)
+    split = {"pallas_tpu": pallas_tpu._split, "pallas_gpu": halves.split}[method]
+    pieces = jax.jit(split)(x)
     total = sum(np.asarray(piece, np.float64) for piece in pieces)
     assert np.all(np.abs(total - np.asarray(x, np.float64)) <= allowed)
 
@@ -282,3 +282,11 @@ def test_the_kernel_is_in_what_its_device_gets(method, kind):
     traced = jax.jit(lambda f, x: f(x, 0.5)).trace(fields(method, data)[0], normal(1, 4, 12))
     assert call in traced.lower(lowering_platforms=(platform,)).as_text()
     assert call not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="on a GPU alone")
+def test_auto_on_a_gpu_takes_tensor_cores():
+    for dimension, method in ((12, "pallas_gpu"), (65, "auto")):
+        field = fj.ClosedFormField(normal(0, 300, dimension))
+        assert (field._static.method, field._static.precision) == (method, "float16x3")
+        check_method(normal(0, 300, dimension), normal(1, 9, dimension), 0.5, method="auto")
