@@ -28,7 +28,9 @@ PASSES = (
     (32_768, 32_768, 16),
 )
 LARGEST = (1_000_000, 131_072, 16)
-ALGORITHMS = ("F32_F32_F32", "TF32_TF32_F32", "TF32_TF32_F32_X3", "BF16_BF16_F32_X6")
+ALGORITHMS = ("F32_F32_F32", "TF32_TF32_F32_X3", "BF16_BF16_F32_X6")
+_CHECKED = 256
+"""Queries whose errors are taken, against float64."""
 
 
 @jax.jit
@@ -57,9 +59,13 @@ def _products(queries: int, rounds: int, num_points: int, dimension: int) -> dic
         preset = getattr(jax.lax.DotAlgorithmPreset, name)
         cases.append(harness.both_products_case(name, x, data, preset))
     rows = {"float32": data, "bfloat16": data.astype(jnp.bfloat16), "uint8": pixels}
-    for precision in ("float32", "float16x3", "bfloat16x6"):
-        for kind, stored in rows.items():
-            field = fj.ClosedFormField(stored, method="dense", precision=precision)
+    for precision, kinds in (
+        ("float32", ("float32", "uint8")),
+        ("float16x3", rows),
+        ("bfloat16x6", ("float32",)),
+    ):
+        for kind in kinds:
+            field = fj.ClosedFormField(rows[kind], method="dense", precision=precision)
             run = functools.partial(_field, field, x)
             cases.append(harness.Case(f"field, {precision}, {kind} rows", run, flop))
     working, failed = [], {}
@@ -111,56 +117,61 @@ def _pass(n: int, b: int, d: int, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     rows = data[rng.integers(0, n, b)]
     x = jnp.asarray(np.float32(TIME) * rows + np.float32(1 - TIME) * rng.standard_normal((b, d), np.float32))
-    functions = {"velocity": _field, "with log density": _velocity_and_log_density, "posterior": _posterior}
-    methods: dict[str, dict[str, Any]] = {"pallas_gpu": {"method": "pallas_gpu"}}
-    if (n, b, d) != LARGEST:  # where XLA would take seconds
-        methods["dense"] = {"method": "dense"}
-        methods["dense, float16x3"] = {"method": "dense", "precision": "float16x3"}
-    fields = {name: fj.ClosedFormField(data, **options) for name, options in methods.items()}
-    few = x[:1024]
+    few = x[:_CHECKED]
     with jax.enable_x64(True):
         exact = fj.ClosedFormField(data, method="dense", precision="float64")
         truth = np.asarray(exact(few.astype(jnp.float64), TIME))
-    cases, errors = [], {}
-    for name, field in fields.items():
-        found = np.asarray(field(few, TIME), np.float64)
-        errors[name] = float(np.max(np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth, axis=1)))
-        for asked, function in functions.items():
-            cases.append(harness.Case(f"{name}, {asked}", functools.partial(function, field, x)))
-    cases.append(harness.exponentials_case("exponentials", b, n, block=max(2**22 // b, 32)))
-    seconds = harness.measure(cases, rounds=rounds)
-    bound = {
-        name: float(jnp.median(field.posterior(few, TIME).error_bound)) for name, field in fields.items()
+    methods: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+        "pallas_gpu": ({"method": "pallas_gpu"}, ("velocity", "with log density", "posterior"))
     }
+    if (n, b, d) != LARGEST:  # where XLA would take seconds
+        methods["dense"] = {"method": "dense"}, ("velocity", "posterior")
+        methods["dense, float16x3"] = {"method": "dense", "precision": "float16x3"}, ("velocity",)
+    functions = {"velocity": _field, "with log density": _velocity_and_log_density, "posterior": _posterior}
+    cases, errors, bounds = [], {}, {}
+    for name, (options, asked) in methods.items():
+        field = fj.ClosedFormField(data, **options)
+        found = _posterior(field, few)
+        error = np.linalg.norm(np.asarray(found.velocity, np.float64) - truth, axis=1)
+        errors[name] = float(np.max(error / np.linalg.norm(truth, axis=1)))
+        bounds[name] = float(jnp.max(error / found.error_bound))
+        for what in asked:
+            cases.append(harness.Case(f"{name}, {what}", functools.partial(functions[what], field, x)))
+    cases.append(_exponentials_case("exponentials", b * n))
+    seconds = harness.measure(cases, rounds=rounds)
     return {
         "points": n,
         "queries": b,
         "dimension": d,
         "seconds": seconds,
         "largest_relative_error": errors,
-        "median_bound": bound,
-        "speed_against_dense": {
-            name.removeprefix("dense, "): seconds[name] / seconds[name.replace("dense", "pallas_gpu", 1)]
-            for name in seconds
-            if name.startswith("dense, ") and "float16x3" not in name
-        },
+        "largest_error_over_bound": bounds,
         "share_of_exponential_rate": seconds["exponentials"] / seconds["pallas_gpu, with log density"],
     }
 
 
+def _exponentials_case(name: str, count: int) -> harness.Case:
+    """So many exponentials, 64 of every number read: the rate is that of the unit that computes them."""
+    values = -jax.random.uniform(jax.random.key(2), (count // 64,))
+
+    @jax.jit
+    def total(values):
+        return functools.reduce(jnp.add, [jnp.exp(values * jnp.float32(1 + k / 64)) for k in range(64)])
+
+    return harness.Case(name, lambda: total(values))
+
+
 def _blocks(rounds: int) -> list[dict[str, Any]]:
     results = []
-    for d, b in ((3072, 128), (64, 1024)):
-        data = jax.random.normal(jax.random.key(0), (50_000, d)) * jnp.float32(0.5)
-        x = jax.random.normal(jax.random.key(1), (b, d))
-        cases = [
-            harness.Case(
-                str(size),
-                functools.partial(_field, fj.ClosedFormField(data, method="dense", block_size=size), x),
-            )
-            for size in (512, 2048, 8192, 12_544, 25_088, 50_000)
-        ]
-        results.append({"dimension": d, "queries": b, "seconds": harness.measure(cases, rounds=rounds)})
+    data = jax.random.normal(jax.random.key(0), (50_000, 3072)) * jnp.float32(0.5)
+    x = jax.random.normal(jax.random.key(1), (128, 3072))
+    for precision in ("float32", "float16x3"):
+        cases = []
+        for size in (1024, 4096, 12_544, 50_000):
+            field = fj.ClosedFormField(data, method="dense", precision=precision, block_size=size)
+            cases.append(harness.Case(str(size), functools.partial(_field, field, x)))
+        seconds = harness.measure(cases, rounds=rounds)
+        results.append({"dimension": 3072, "queries": 128, "precision": precision, "seconds": seconds})
     return results
 
 

@@ -104,10 +104,10 @@ def copy_case(name: str, size: int = 2**28) -> Case:
 _EXPONENTIALS_BLOCK = 500
 
 
-def exponentials_case(name: str, queries: int, points: int, block: int = _EXPONENTIALS_BLOCK) -> Case:
-    """Σ exp over `points` columns, block after block of one [queries, block] array that stays in the cache."""
-    size = min(block, points)
-    values = -jax.random.uniform(jax.random.key(2), (queries, size))
+def exponentials_case(name: str, queries: int, points: int) -> Case:
+    """Σ exp over `points` columns, block after block of one [queries, m] array that stays in the cache."""
+    size = min(_EXPONENTIALS_BLOCK, points)
+    block = -jax.random.uniform(jax.random.key(2), (queries, size))
 
     @jax.jit
     def total(block):
@@ -117,7 +117,7 @@ def exponentials_case(name: str, queries: int, points: int, block: int = _EXPONE
 
         return jax.lax.scan(add, jnp.zeros(len(block)), length=points // size)[0]
 
-    return Case(name, lambda: total(values))
+    return Case(name, lambda: total(block))
 
 
 def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:

@@ -251,6 +251,7 @@ def test_transformations(method):
     np.testing.assert_allclose(gradients, together, rtol=1e-4, atol=1e-5 * np.abs(together).max())
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("dimension", [12])
 def test_sharded(method, dimension):
     data = normal(0, 1040, dimension)
