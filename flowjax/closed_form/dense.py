@@ -141,7 +141,7 @@ class Settings:
         # of 8, the smallest, without guard digits: (9/8 + 1/8) 2u a product, 4 % more for the five smaller products,
         # which pieces cut off instead of rounded make 2⁻⁷ as large. The products left out, 8u of |xy|, are within the
         # 16 units beside d in equation (1) of `certificate`.
-        # Of float16 pieces there are fewer; what they lose is equation (1) of `halves`, and within those 16 units too.
+        # Of float16 pieces there are fewer; what they lose, equation (1) of `halves`, leaves of those 16 units 11.
         if self.precision in ("bfloat16x6", "float16x3") or self.backend == "pallas_gpu":
             return 2.61 * 2.0**-24
         # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
@@ -222,9 +222,6 @@ def _block_logits(
     size = settings.block_size
     start = jnp.minimum(step * size, rows.count - size).astype(jnp.int32)
     points, squares = read_block(rows, start, size, settings.dtype)
-    if settings.precision == "float16x3" and not uses_direct_differences(rows.dimension):
-        block = lax.dynamic_slice_in_dim(rows.data, start, size).reshape(size, -1)
-        points = halves.of_rows(block, rows.centre, rows.max_norm)
     position = start + jnp.arange(size, dtype=jnp.int32)
     bias = jnp.where(position < step * size, -jnp.inf, 0).astype(settings.dtype)
     if rows.log_weights is not None:
@@ -241,6 +238,9 @@ def _block_logits(
         constant = constant - lax.stop_gradient(constant)
         logits = bias + (constant[:, None] - (0.5 / query.sigma**2)[:, None] * square)
     else:
+        if settings.precision == "float16x3":
+            block = lax.dynamic_slice_in_dim(rows.data, start, size).reshape(size, -1)
+            points = halves.of_rows(block, rows.centre, rows.max_norm)
         theta, c = natural_parameters(query)
         logits = _product(theta, points, (1, 1), settings.precision) + (bias - c[:, None] * squares)
     if query.labels is not None and rows.labels is not None:
@@ -287,10 +287,10 @@ def _sum_points(terms: jax.Array, points: jax.Array | Halves, dimension: int, pr
     (b, m), k = terms.shape, parts_of(terms.shape[1])
     if k == 1:
         return _product(terms, points, (1, 0), precision)
-    terms, points = terms.reshape(b, k, m // k), points.reshape(k, m // k, dimension)
+    terms, shape = terms.reshape(b, k, m // k), (k, m // k, dimension)
     if isinstance(points, Halves):
-        return jnp.sum(halves.product(terms, points, (2, 1), batched=True), 0)
-    return jnp.sum(product(terms, points, (2, 1), precision, parts=(1, 0)), 0)
+        return jnp.sum(halves.product(terms, points.reshape(*shape), (2, 1), batched=True), 0)
+    return jnp.sum(product(terms, points.reshape(shape), (2, 1), precision, parts=(1, 0)), 0)
 
 
 def _num_blocks(settings: Settings, rows: Rows) -> int:

@@ -30,7 +30,7 @@ _TILE = 1024
 _NUM_CANDIDATES = 16
 _AUTO_SCREEN_ENTRIES = 50_000_000
 _AUTO_SCREEN_POINTS = 500_000
-_AUTO_KERNEL_DIMENSION = 64
+_AUTO_KERNEL_DIMENSION = 128
 
 
 class Posterior(NamedTuple):
@@ -105,16 +105,16 @@ class ClosedFormField:
             `grad` too, and is to be kept until the results are there. "pallas_tpu" makes the float32 pass one TPU
             kernel up to 512 dimensions; above them, and for sharded rows, XLA's two products do it; off a TPU the
             kernel is interpreted, which is for tests. "pallas_gpu" does the same on a GPU up to 128 dimensions, with
-            2.6 times the roundoff in its bound. "auto" streams paths and records, screens arrays of 50 million
-            entries and more, up to 500 000 points, in float32 precision on one CPU device, is "pallas_gpu" on a GPU up to 64
-            dimensions, and "dense" for the others, in precision "float16x3" on GPUs.
+            2.6 times the roundoff in its bound. "auto" streams paths and records; screens arrays of 50 million
+            entries and more, up to 500 000 points, in float32 precision on one CPU device; is "pallas_gpu" on a GPU up
+            to 128 dimensions; and is "dense" for the others, on GPUs in precision "float16x3".
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
-        precision: of the pass over all rows. None: "float32", except for "auto" on GPUs. "float16x3" forms its products on a GPU's tensor
-            cores, as three of float16 pieces (two where rows are pixels or 16-bit numbers), with 2.6 times the roundoff
-            in its bound; derivatives are float32's. "bfloat16x6" does so with six of bfloat16 pieces, as a TPU does for
-            "float32"; a CPU computes float32 for it. "float64": two to four times the time on a CPU, and a bound
-            near the rounding of the result at every t.
+        precision: of the pass over all rows. None: "float32", except for "auto" on GPUs. "float16x3" forms its
+            products on a GPU's tensor cores, as three of float16 pieces (two where rows are pixels or 16-bit numbers),
+            with 2.6 times the roundoff in its bound; derivatives are float32's. "bfloat16x6" does so with six of
+            bfloat16 pieces, as a TPU does for "float32"; a CPU computes float32 for it. "float64": two to four times
+            the time on a CPU, and a bound near the rounding of the result at every t.
         block_size: rows handled at once (streamed: read at once); None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
         labels: [n] integers 0..C−1, for queries restricted to a class.

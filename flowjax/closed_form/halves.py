@@ -2,11 +2,11 @@
 
 Tensor cores multiply float16 numbers exactly and add in float32 (their rounding: `dense.Settings.unit`), sixteen times
 as fast as a GPU multiplies float32. A factor is scaled by a power of two, so that its largest entry lies near 2¹⁵, and
-split in two, x = x₁ + x₂, each the rounding of what is left: |x − x₁ − x₂| ≤ 2⁻²⁴|x| + 2⁻²⁵, the second term where x₂
-is subnormal, 2⁻⁴⁰ of the largest entry. Three of the four products are formed (x₁y₁, x₁y₂, x₂y₁). In up to 2¹⁴
-dimensions pieces and the product left out lose
+split in two, x = x₁ + x₂, each the rounding of what is left to 11 bits: |x − x₁ − x₂| ≤ 2⁻²²|x| + 2⁻²⁵, the second term
+where x₂ is subnormal, 2⁻³⁹ of the largest entry. Three of the four products are formed (x₁y₁, x₁y₂, x₂y₁). In up to 2¹⁴
+dimensions pieces and the product left out, |x₂y₂| ≤ 2⁻²²|xy|, lose
 
-    (1)  3.1 u ‖x‖‖y‖,    u = 2⁻²⁴
+    (1)  12.1 u ‖x‖‖y‖,    u = 2⁻²⁴
 
 after Ootomo, Yokota, Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
 performance, IJHPCA 36(4), 2022, who scale the second pieces instead. That is half the products of bfloat16's six, and
@@ -42,9 +42,10 @@ class Halves(NamedTuple):
 def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two float16 pieces of float32 x, |x| < 2¹⁶.
 
-    By `reduce_precision`, which makes zero of what is subnormal: XLA takes a conversion and its reverse for nothing.
+    By `reduce_precision`: XLA takes a conversion and its reverse for nothing. It makes zero of what is subnormal in
+    float16, which the conversion does not, and on a GPU XLA leaves it out before a conversion: so that is done here.
     """
-    first = lax.reduce_precision(x, 5, 10)
+    first = jnp.where(jnp.abs(x) < 2.0**-14, 0.0, lax.reduce_precision(x, 5, 10))
     return first.astype(jnp.float16), (x - first).astype(jnp.float16)
 
 

@@ -3,8 +3,6 @@
 On a device of its own kind a kernel is compiled, anywhere else interpreted.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +41,8 @@ def check_pass(method, data, b, *, block_size=None, weights=None, labels=None, s
     )
     size = pallas_tpu.block_size(n, d, block_size) if method == "pallas_tpu" else min(n, 1024)
     settings = dense.Settings(size, scalars, min(16, size), "float32", backend=method)
-    moments, candidates = jax.jit(dense.stream, static_argnums=0)(settings, query, rows)
+    found = jax.jit(dense.stream, static_argnums=0)(settings, query, rows)
+    moments, candidates = jax.tree.map(np.asarray, found)  # the GPU's are float64
 
     a, s = (np.asarray(v, np.float64)[:, None] for v in (alpha, sigma))
     squares = (points**2).sum(1)
@@ -214,7 +213,7 @@ def test_pieces_sum_to_the_value(method, scale):
     if method == "pallas_gpu":
         x = x * halves.scale_of(jnp.max(jnp.abs(x)))
         assert 2**14 <= float(jnp.max(jnp.abs(x))) <= 2**15
-        allowed = 2.0**-24 * np.abs(x) + 2.0**-25
+        allowed = 2.0**-22 * np.abs(x) + 2.0**-25
     split = {"pallas_tpu": pallas_tpu._split, "pallas_gpu": halves.split}[method]
     pieces = jax.jit(split)(x)
     total = sum(np.asarray(piece, np.float64) for piece in pieces)
