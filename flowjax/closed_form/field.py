@@ -1,7 +1,8 @@
 """`ClosedFormField` and `Posterior`: what users hold."""
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -106,8 +107,9 @@ class ClosedFormField:
             kernel up to 512 dimensions; above them, and for sharded rows, XLA's two products do it; off a TPU the
             kernel is interpreted, which is for tests. "pallas_gpu" does the same on a GPU up to 128 dimensions, with
             2.6 times the roundoff in its bound. "auto" streams paths and records; screens arrays of 50 million
-            entries and more, up to 500 000 points, in float32 precision on one CPU device; is "pallas_gpu" on a GPU up
-            to 128 dimensions; and is "dense" for the others, on GPUs in precision "float16x3".
+            entries and more, up to 500 000 points, in float32 precision on one CPU device; is "pallas_gpu" on an
+            NVIDIA GPU from Ampere on up to 128 dimensions; and is "dense" for the others, on such GPUs in precision
+            "float16x3".
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
         precision: of the pass over all rows. None: "float32", except for "auto" on GPUs. "float16x3" forms its
@@ -153,10 +155,17 @@ class ClosedFormField:
         else:
             stored, event_shape = as_rows(data, horizontal_flip=horizontal_flip)  # type: ignore[arg-type]
             self._rows = make_rows(stored, weights, labels, event_shape if horizontal_flip else None)
-        if method == "auto" and precision is None and _on_gpus(self._rows):
+        devices = _devices(self._rows)
+        if method == "auto" and precision is None and devices and have_tensor_cores(devices):
             precision = "float16x3"
             if self._rows.dimension <= _AUTO_KERNEL_DIMENSION:
                 method = "pallas_gpu"
+        gpus = [device for device in devices if device.platform == "gpu"]
+        if method == "pallas_gpu" and gpus and not have_tensor_cores(gpus):
+            raise ValueError(
+                f"method='pallas_gpu' needs an NVIDIA GPU of compute capability 8.0 or above, and the data lies on "
+                f"{gpus[0].device_kind}; use method='dense'"
+            )
         self._static = _Static(
             event_shape,
             path,
@@ -377,11 +386,24 @@ class ClosedFormField:
         queries.check_labels(labels, self._rows.class_log_weights.shape[0], self._static.empty_classes)
 
 
-def _on_gpus(rows: Rows) -> bool:
+def _devices(rows: Rows) -> set[Any]:
+    """Where the rows lie; nowhere if they are traced, or on the host."""
     data = rows.data
-    if not isinstance(data, jax.Array) or isinstance(data, Tracer):
-        return False
-    return {device.platform for device in data.devices()} == {"gpu"}
+    return data.devices() if isinstance(data, jax.Array) and not isinstance(data, Tracer) else set()
+
+
+def have_tensor_cores(devices: Iterable[Any]) -> bool:
+    """Whether all are NVIDIA GPUs of compute capability 8.0 and above.
+
+    Older ones (a T4 in Colab) add fewer products at a time than the roundoff of the float16 pieces counts on, and the
+    kernels' compiler does not know them; of other GPUs' additions no model is published.
+    """
+    return all(
+        device.platform == "gpu"
+        and device.device_kind.startswith("NVIDIA")
+        and float(device.compute_capability) >= 8
+        for device in devices
+    )
 
 
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
@@ -389,11 +411,9 @@ def _screens_by_itself(rows: Rows, static: _Static) -> bool:
     path, and costs at most 1.10 times the dense pass before, as on isotropic data at t = .3
     (benchmarks/results/screened.json). Where it begins to pay was not measured, nor above 500 000 points, whose tables
     (5600 bytes a row) would be gigabytes."""
+    if static.placement is not None or [device.platform for device in _devices(rows)] != ["cpu"]:
+        return False
     data = rows.data
-    if not isinstance(data, jax.Array) or isinstance(data, Tracer) or static.placement is not None:
-        return False
-    if {device.platform for device in data.devices()} != {"cpu"} or len(data.devices()) > 1:
-        return False
     large = data.size >= _AUTO_SCREEN_ENTRIES and rows.count <= _AUTO_SCREEN_POINTS
     return static.precision == "float32" and large and can_screen(rows)
 

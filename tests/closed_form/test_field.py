@@ -1,11 +1,14 @@
 """Construction and bad input: one sentence with the values, before any work."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from support import normal
 
 import flowjax as fj
+from flowjax.closed_form.field import have_tensor_cores
 
 GOOD = normal(0, 20, 4)
 
@@ -157,3 +160,16 @@ def test_rows_by_number_of_sharded_data(kind):
     data = normal(0, 20, 3)
     field = fj.ClosedFormField(jax.device_put(data, jax.NamedSharding(mesh, jax.P("data"))))
     np.testing.assert_array_equal(field.rows([3, 19, 0]), data[[3, 19, 0]])
+
+
+def test_tensor_cores_are_those_of_nvidia_from_ampere_on():
+    """A T4 of Colab is not among them, nor another maker's GPU, whose devices say "gpu" too."""
+
+    def device(platform, kind, capability=None):
+        return SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
+
+    h200, t4 = device("gpu", "NVIDIA H200", "9.0"), device("gpu", "NVIDIA Tesla T4", "7.5")
+    others = device("gpu", "AMD Instinct MI300X", "gfx942"), device("cpu", "cpu"), device("tpu", "TPU v5e")
+    assert have_tensor_cores([h200, device("gpu", "NVIDIA A100-SXM4-40GB", "8.0")])
+    assert not any(have_tensor_cores([each]) for each in (t4, *others))
+    assert not have_tensor_cores([h200, t4])
