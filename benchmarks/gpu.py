@@ -3,7 +3,8 @@
 `products`: x Yᵀ and W Y of CIFAR-10's shape (n = 50 000, d = 3072) for 128 and 1024 queries in each precision algorithm
 that the GPU has, and the dense field in those it offers. `passes`: `method="pallas_gpu"` beside "dense" (float32 and
 float16x3) on points in few dimensions, velocity and whole posterior, with the largest relative error of each and the
-share of the rate of exponentials. `blocks`: the dense field by rows of a block. Three minutes on an H100.
+share of the rate of exponentials. `blocks`: the dense field by rows of a block. Minutes, most of them compilation;
+not yet run to its end on a GPU.
 """
 
 import functools

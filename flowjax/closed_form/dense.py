@@ -421,9 +421,12 @@ def _moments_along(settings: Settings, primals, tangents):
     """Moments and their derivative along the tangent of the query; the candidates are constants."""
     query, rows = primals
     query_dot, _ = tangents  # the data is a constant
+    wide = settings.backend == "pallas_gpu"
+    if wide or settings.precision == "float16x3":
+        # Splitting has no derivative; and what a derivative is relative to, the maximum and the normaliser, must come
+        # of the very logits and products that its sums are made of, or late in time one outgrows the other.
+        settings = dataclasses.replace(settings, precision="float32", backend="dense")
     total, candidates = stream(settings, query, rows)
-    if settings.precision == "float16x3":  # its splitting has no derivative
-        settings = dataclasses.replace(settings, precision="float32")
 
     def natural(x, alpha, sigma):
         return natural_parameters(dataclasses.replace(query, x=x, alpha=alpha, sigma=sigma))
@@ -435,15 +438,13 @@ def _moments_along(settings: Settings, primals, tangents):
         (query_dot.x, query_dot.alpha, query_dot.sigma),
     )
 
-    maximum = total.max.astype(settings.dtype)
-
     # Checkpointed: the reverse pass recomputes a block's weights instead of keeping them, and the carry is a
     # sum, so it needs not be kept either.
     @jax.checkpoint
     def block(step, query, theta_dot, c_dot):
         points, squares, logits, _ = _block_logits(settings, query, rows, step)
         speed = _product(theta_dot, points, (1, 1), settings.precision) - c_dot[:, None] * squares
-        return _block_moments(settings, maximum, logits, speed, points, squares, rows.dimension)
+        return _block_moments(settings, total.max, logits, speed, points, squares, rows.dimension)
 
     def body(carry, step):
         terms = block(step, query, theta_dot, c_dot)
@@ -453,6 +454,9 @@ def _moments_along(settings: Settings, primals, tangents):
     start = varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     total_dot, _ = lax.scan(body, start, steps)
-    total_dot = jax.tree.map(lambda dot, value: dot.astype(value.dtype), total_dot, total)
+    if wide:  # as that pass returns them
+        total, total_dot = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (total, total_dot))
+        logit, rest = (leaf.astype(jnp.float64) for leaf in (candidates.logit, candidates.rest))
+        candidates = Candidates(candidates.index_bits, logit, rest)
     candidates_dot = jax.tree.map(jnp.zeros_like, candidates)
     return (total, candidates), (total_dot, candidates_dot)

@@ -32,6 +32,7 @@ _NUM_CANDIDATES = 16
 _AUTO_SCREEN_ENTRIES = 50_000_000
 _AUTO_SCREEN_POINTS = 500_000
 _AUTO_KERNEL_DIMENSION = 128
+_LEAST_KERNEL_QUERIES = 64
 
 
 class Posterior(NamedTuple):
@@ -72,6 +73,8 @@ class _Static:
     placement: Placement | None
     empty_classes: tuple[int, ...]
     costs: Costs
+    kernel: bool
+    """Whether "auto" may be "pallas_gpu"."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -106,17 +109,17 @@ class ClosedFormField:
             `grad` too, and is to be kept until the results are there. "pallas_tpu" makes the float32 pass one TPU
             kernel up to 512 dimensions; above them, and for sharded rows, XLA's two products do it; off a TPU the
             kernel is interpreted, which is for tests. "pallas_gpu" does the same on a GPU up to 128 dimensions, with
-            2.6 times the roundoff in its bound. "auto" streams paths and records; screens arrays of 50 million
-            entries and more, up to 500 000 points, in float32 precision on one CPU device; is "pallas_gpu" on an
-            NVIDIA GPU from Ampere on up to 128 dimensions; and is "dense" for the others, on such GPUs in precision
-            "float16x3".
+            2.6 times the roundoff in its bound; where derivatives are taken "dense" does the pass. "auto" streams paths
+            and records; screens arrays of 50 million entries and more, up to 500 000 points, in float32 precision on
+            one CPU device; is "pallas_gpu" for 64 queries and more, where one NVIDIA GPU (from Ampere on) holds the
+            rows and no precision is asked for; and is "dense" for the others.
         tolerance: relative velocity error ‖v − û‖/‖û‖ that dropping rows may cost; "dense" sees every row, and
             leaves out of its re-scoring only what stays below it. What is certified for a query is its `error_bound`.
-        precision: of the pass over all rows. None: "float32", except for "auto" on GPUs. "float16x3" forms its
-            products on a GPU's tensor cores, as three of float16 pieces (two where rows are pixels or 16-bit numbers),
-            with 2.6 times the roundoff in its bound; derivatives are float32's. "bfloat16x6" does so with six of
-            bfloat16 pieces, as a TPU does for "float32"; a CPU computes float32 for it. "float64": two to four times
-            the time on a CPU, and a bound near the rounding of the result at every t.
+        precision: of the pass over all rows. None is "float32". "float16x3" forms its products on a GPU's tensor cores,
+            as three of float16 pieces (two where rows are uncentred pixels or 16-bit numbers), with 2.6 times the
+            roundoff in its bound; where derivatives are taken the whole pass is float32's. "bfloat16x6" does so with
+            six of bfloat16 pieces, as a TPU does for "float32"; a CPU computes float32 for it. "float64": two to four
+            times the time on a CPU, and a bound near the rounding of the result at every t.
         block_size: rows handled at once (streamed: read at once); None chooses.
         weights: [n] non-negative prior weights of the points; None means equal.
         labels: [n] integers 0..C−1, for queries restricted to a class.
@@ -155,16 +158,12 @@ class ClosedFormField:
         else:
             stored, event_shape = as_rows(data, horizontal_flip=horizontal_flip)  # type: ignore[arg-type]
             self._rows = make_rows(stored, weights, labels, event_shape if horizontal_flip else None)
-        devices = _devices(self._rows)
-        if method == "auto" and precision is None and devices and have_tensor_cores(devices):
-            precision = "float16x3"
-            if self._rows.dimension <= _AUTO_KERNEL_DIMENSION:
-                method = "pallas_gpu"
-        gpus = [device for device in devices if device.platform == "gpu"]
-        if method == "pallas_gpu" and gpus and not have_tensor_cores(gpus):
+        others = [d for d in _devices(self._rows) if d.platform != "cpu" and not have_tensor_cores([d])]
+        if others and (method == "pallas_gpu" or precision == "float16x3"):
+            asked = "method='pallas_gpu'" if method == "pallas_gpu" else "precision='float16x3'"
             raise ValueError(
-                f"method='pallas_gpu' needs an NVIDIA GPU of compute capability 8.0 or above, and the data lies on "
-                f"{gpus[0].device_kind}; use method='dense'"
+                f"{asked} needs an NVIDIA GPU of compute capability 8.0 or above, and the data lies on "
+                f"{others[0].device_kind}; use method='dense', precision='float32'"
             )
         self._static = _Static(
             event_shape,
@@ -177,6 +176,7 @@ class ClosedFormField:
             placement(stored),
             empty_classes(self._rows),
             costs.STREAMED if stream else costs.MEASURED,
+            precision is None and _kernel_by_itself(self._rows),
         )
         self._screen = None
         if method == "auto" and _screens_by_itself(self._rows, self._static):
@@ -190,7 +190,8 @@ class ClosedFormField:
         static = self._static
         if isinstance(self._rows.data, jax.Array) and not isinstance(self._rows.data, Tracer):
             # device_put may have moved the rows since.
-            static = dataclasses.replace(static, placement=placement(self._rows.data))
+            kernel = static.kernel and _kernel_by_itself(self._rows)
+            static = dataclasses.replace(static, placement=placement(self._rows.data), kernel=kernel)
         key = jax.tree_util.GetAttrKey
         return ((key("rows"), self._rows), (key("screen"), self._screen)), static
 
@@ -406,6 +407,14 @@ def have_tensor_cores(devices: Iterable[Any]) -> bool:
     )
 
 
+def _kernel_by_itself(rows: Rows) -> bool:
+    """Whether "auto" is the GPU's kernel: six to eight times as fast as XLA's passes at d = 2 and 16, and at d = 128 it
+    takes a quarter of the time that those take at d = 16 (benchmarks/results/gpu.md). XLA cannot split its call over
+    devices."""
+    devices = _devices(rows)
+    return len(devices) == 1 and have_tensor_cores(devices) and rows.dimension <= _AUTO_KERNEL_DIMENSION
+
+
 def _screens_by_itself(rows: Rows, static: _Static) -> bool:
     """Whether "auto" screens. At 154 million entries of pictures it pays from t = .3 on, for uniform times and off the
     path, and costs at most 1.10 times the dense pass before, as on isotropic data at t = .3
@@ -438,7 +447,9 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
 
         if rows.dimension <= pallas_tpu.MAX_DIMENSION:
             backend, block = "pallas_tpu", pallas_tpu.block_size(local, rows.dimension, static.block_size)
-    if static.method == "pallas_gpu" and not sharded:
+    # Single queries under vmap would each get a whole tile.
+    alone = static.method == "auto" and static.kernel and num_queries >= _LEAST_KERNEL_QUERIES
+    if (static.method == "pallas_gpu" or alone) and not sharded:
         from . import pallas_gpu
 
         if rows.dimension <= pallas_gpu.MAX_DIMENSION:
@@ -446,7 +457,7 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     settings = Settings(
         block_size=block,
         scalars=scalars,
-        num_candidates=min(_NUM_CANDIDATES, block),
+        num_candidates=min(_NUM_CANDIDATES, local if backend == "pallas_gpu" else block),
         precision=static.precision,
         axis_name=axis,
         backend=backend,

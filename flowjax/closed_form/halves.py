@@ -8,10 +8,10 @@ dimensions pieces and the product left out, |x₂y₂| ≤ 2⁻²²|xy|, lose
 
     (1)  12.1 u ‖x‖‖y‖,    u = 2⁻²⁴
 
-after Ootomo, Yokota, Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
-performance, IJHPCA 36(4), 2022, who scale the second pieces instead. That is half the products of bfloat16's six, and
-tfloat32's three run at half the rate. Rows stored as pixels, bfloat16 or float16 are one piece, and two products are
-all there are.
+with ‖y‖ the largest norm of all rows, after Ootomo, Yokota, Recovering single precision accuracy from Tensor Cores
+while surpassing the FP32 theoretical peak performance, IJHPCA 36(4), 2022, who scale the second pieces instead. That is
+half the products of bfloat16's six, and tfloat32's three run at half the rate. Rows stored as pixels, bfloat16 or
+float16 that are not centred are one piece, and two products are all there are.
 """
 
 from typing import NamedTuple
@@ -50,9 +50,9 @@ def split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def scale_of(largest: jax.Array) -> jax.Array:
-    """The power of two that brings `largest` (≥ 0) to 2¹⁴ … 2¹⁵; 1 for zero."""
+    """The power of two that brings `largest` (≥ 0) to 2¹⁴ … 2¹⁵, at most 2¹²⁶; 1 for zero."""
     _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1))
-    return jnp.ldexp(jnp.float32(1), LARGEST - exponent)
+    return jnp.ldexp(jnp.float32(1), jnp.clip(LARGEST - exponent, -126, 126))
 
 
 def of_rows(block: jax.Array, centre: jax.Array | None, max_norm: jax.Array) -> Halves:

@@ -73,13 +73,16 @@ def tile_rows(depth: int) -> int:
 
 def roundings(num_rows: int) -> int:
     """`Settings.roundings` here: within a tile, and four a tile and a block."""
-    within = max(size + 4 * (BLOCK_SIZE // size) for size in (32, 64))
+    within = max(
+        size + 4 * (BLOCK_SIZE // size) for size in map(tile_rows, (MAX_DIMENSION // 2, MAX_DIMENSION))
+    )
     return within + 4 * -(-num_rows // BLOCK_SIZE)
 
 
 def most_queries(dimension: int, num_candidates: int) -> int:
-    """Queries of one call: their candidates in float64 stay below 256 MiB."""
-    return (1 << 25) // (num_candidates * max(dimension, 16))
+    """Queries of one call: their candidates in float64 stay below 256 MiB, and below 128 MiB what a derivative's block
+    holds of them."""
+    return min(1 << 15, (1 << 25) // (num_candidates * max(dimension, 16)))
 
 
 def _dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
@@ -255,6 +258,7 @@ def _run(settings: Settings, query: Query, rows: Rows) -> tuple[dict[str, jax.Ar
     size = tile_rows(depth)
     num_queries = -(-b // QUERIES) * QUERIES
     shares = max(_PROGRAMS * QUERIES // max(num_queries, 1), LEAST_COLUMNS // size)
+    shares = min(shares, _WIDEST // size)
     unit = BLOCK_SIZE if n >= shares * BLOCK_SIZE else size
     share = -(-n // (shares * unit)) * unit
     shares = -(-n // share)

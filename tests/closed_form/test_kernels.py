@@ -3,6 +3,8 @@
 On a device of its own kind a kernel is compiled, anywhere else interpreted.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from test_dense import check as check_method
 import flowjax as fj
 from flowjax.closed_form import dense, halves, pallas_gpu, pallas_tpu
 from flowjax.closed_form.construct import as_rows, make_rows
+from flowjax.closed_form.field import _plan
 
 
 @pytest.fixture(params=["pallas_gpu", "pallas_tpu"])
@@ -285,8 +288,31 @@ def test_the_kernel_is_in_what_its_device_gets(method, kind):
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="on a GPU alone")
-def test_auto_on_a_gpu_takes_tensor_cores():
-    for dimension, method in ((12, "pallas_gpu"), (65, "auto")):
+def test_auto_on_a_gpu_is_the_kernel():
+    for dimension, queries, backend in ((12, 64, "pallas_gpu"), (12, 63, "dense"), (129, 64, "dense")):
         field = fj.ClosedFormField(normal(0, 300, dimension))
-        assert (field._static.method, field._static.precision) == (method, "float16x3")
-        check_method(normal(0, 300, dimension), normal(1, 9, dimension), 0.5, method="auto")
+        assert _plan(field, queries, False).settings.backend == backend
+        check_method(normal(0, 300, dimension), normal(1, queries, dimension), 0.5, method="auto")
+
+
+def test_auto_off_a_gpu_is_not_the_kernel():
+    """Nor when the field is made on one and moved."""
+    field = fj.ClosedFormField(normal(0, 300, 12))
+    field._static = dataclasses.replace(field._static, kernel=True)
+    assert _plan(field, 64, False).settings.backend == "pallas_gpu"
+    moved = jax.device_put(field, jax.devices("cpu")[0])
+    moved = jax.tree.unflatten(*reversed(jax.tree.flatten(moved)))
+    assert _plan(moved, 64, False).settings.backend == "dense"
+
+
+@pytest.mark.parametrize("method", ["pallas_gpu", "float16x3"])
+def test_late_gradients_are_finite(method):
+    """The maximum that they are relative to is that of their own logits, which here are a hundred million."""
+    options = {"method": method} if method == "pallas_gpu" else {"method": "dense", "precision": method}
+    data = normal(0, 64, 12)
+    x = np.concatenate([data[:8] + 1e-4 * normal(1, 8, 12), (data[:8] + data[8:16]) / 2])
+    field, reference = fj.ClosedFormField(data, **options), fj.ClosedFormField(data, method="dense")
+    for t in np.float32([0.9, 0.9999, 1 - 1e-6]):
+        slopes = [jax.grad(lambda x, f=f, t=t: (f(x, t) ** 2).sum())(x) for f in (field, reference)]
+        assert np.all(np.isfinite(slopes[0])), t
+        np.testing.assert_allclose(*slopes, rtol=1e-3, atol=1e-3 * np.abs(slopes[1]).max())
