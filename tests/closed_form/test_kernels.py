@@ -274,6 +274,7 @@ def test_refused_and_left_to_xla(method):
     np.testing.assert_array_equal(wide(x, 0.5), reference(x, 0.5))
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # jax 0.12
 @pytest.mark.parametrize("kind", ["float32", "uint8"])
 def test_the_kernel_is_in_what_its_device_gets(method, kind):
     """Lowered for that device, from a process that has none, it is the kernel itself and not its interpretation."""
