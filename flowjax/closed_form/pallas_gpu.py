@@ -12,7 +12,8 @@ Logits are in units of log 2, as the hardware's exponential is to the base 2: it
 the conversion are among the constants of equation (1) of `certificate`. Weights are relative to 2¹⁵ at the running
 maximum, for their pieces. Sums are taken tile by tile within a block of `BLOCK_SIZE` rows, and block by block.
 
-The compiler is Pallas's for Triton, which jax 0.12 announces to remove in favour of Mosaic's: every shape in the kernel is a power of two, rows and queries are padded outside.
+The compiler is Pallas's for Triton, which jax 0.12 announces to remove in favour of Mosaic's: every shape in the kernel
+is a power of two, rows and queries are padded outside.
 """
 
 import dataclasses
