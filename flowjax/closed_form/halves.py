@@ -1,9 +1,10 @@
 """Float32-grade products on a GPU's tensor cores, of float16 pieces.
 
-Tensor cores multiply float16 numbers exactly and add in float32 (their rounding: `dense.Settings.unit`), sixteen times
-as fast as a GPU multiplies float32. A factor is scaled by a power of two, so that its largest entry lies near 2¹⁵, and
-split in two, x = x₁ + x₂, each the rounding of what is left to 11 bits: |x − x₁ − x₂| ≤ 2⁻²²|x| + 2⁻²⁵, the second term
-where x₂ is subnormal, 2⁻³⁹ of the largest entry. Three of the four products are formed (x₁y₁, x₁y₂, x₂y₁). In up to 2¹⁴
+Tensor cores multiply float16 numbers exactly and add in float32 (their rounding: `dense.Settings.unit`), fifteen times
+as fast as an H100 multiplies float32, by its data sheet. A factor is scaled by a power of two, so that its largest
+entry lies near 2¹⁵, and split in two, x = x₁ + x₂, each the rounding of what is left to 11 bits:
+|x − x₁ − x₂| ≤ 2⁻²²|x| + 2⁻²⁵, the second term where x₂ is subnormal, 2⁻³⁹ of the largest entry. Three of the four
+products are formed (x₁y₁, x₁y₂, x₂y₁). In up to 2¹⁴
 dimensions pieces and the product left out, |x₂y₂| ≤ 2⁻²²|xy|, lose
 
     (1)  12.1 u ‖x‖‖y‖,    u = 2⁻²⁴

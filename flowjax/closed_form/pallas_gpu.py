@@ -2,9 +2,8 @@
 
 Every program takes a tile of queries and a share of the rows, and keeps the tile's running maximum, normaliser,
 weighted sum, scalar moments and candidates in registers while the rows stream past; the shares' results are merged
-outside. XLA writes the logits and the weights of a block to memory between its dozen kernels, eight times over: in few
-dimensions that is nearly all it does. Derivatives are those of `dense.stream`, whose rule calls this pass only for the
-primal.
+outside. XLA writes the logits and the weights of a block to memory between a dozen kernels. Where derivatives are taken
+the dense pass takes its place: see the rule of `dense.stream`.
 
 Precision. Products are formed of float16 pieces on tensor cores, as `halves` says.
 
@@ -126,7 +125,7 @@ def _scorer(dimension: int, interpret: bool, refs: dict[str, Any]) -> Callable[.
         x = [refs[f"x{k}"][:][:, None] for k in range(dimension)]
         alpha = refs["alpha"][:][:, None]
         # Its product is zero and lays the logits out as a product's: in any other layout the compiler here exchanges
-        # every sum over rows between threads, and the kernel takes four times as long.
+        # every sum over rows between threads, three times the instructions.
         zero = refs["zero"][:, :]
 
         def by_differences(here, points):
@@ -209,9 +208,12 @@ def _kernel(
         out[name][...] = value[:, None]
 
 
+def _scalar_sums(settings: Settings) -> tuple[str, ...]:
+    return ("normaliser", "logit", "square", "squared") if settings.scalars else ("normaliser",)
+
+
 def _no_sums(settings: Settings, queries: int, depth: int) -> dict[str, jax.Array]:
-    names = ("normaliser", "logit", "square", "squared") if settings.scalars else ("normaliser",)
-    sums = {name: jnp.zeros(queries, jnp.float32) for name in names}
+    sums = {name: jnp.zeros(queries, jnp.float32) for name in _scalar_sums(settings)}
     return sums | {"sum": jnp.zeros((queries, depth), jnp.float32)}
 
 
@@ -297,9 +299,8 @@ def _run(settings: Settings, query: Query, rows: Rows) -> tuple[dict[str, jax.Ar
             return pl.BlockSpec((QUERIES, *value.shape[1:]), lambda i, j: (i, *(0,) * (value.ndim - 1)))
         return pl.BlockSpec(value.shape, lambda i, j: (0,) * value.ndim)
 
-    of_sums = ("normaliser", "logit", "square", "squared") if settings.scalars else ("normaliser",)
     scalar = jax.ShapeDtypeStruct((shares, num_queries), jnp.float32)
-    shapes: dict[str, Any] = dict.fromkeys(("max", "reference", *of_sums), scalar)
+    shapes: dict[str, Any] = dict.fromkeys(("max", "reference", *_scalar_sums(settings)), scalar)
     shapes["sum"] = jax.ShapeDtypeStruct((shares, num_queries, depth), jnp.float32)
     for name in _TRACKED:
         kind = jnp.int32 if name == "where" else jnp.float32
@@ -370,15 +371,13 @@ def _in_nats(
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """`lax.top_k` of float32 [b, m]: a GPU's sorts each row, which takes a third of a millisecond for 32 768 of 256."""
-    width = 1 << (values.shape[1] - 1).bit_length()
-    if width > _WIDEST:
-        return lax.top_k(values, k)
     with jax.enable_x64(False):
-        return _top_k(values, k, width)
+        return _top_k(values, k)
 
 
-def _top_k(values: jax.Array, k: int, width: int) -> tuple[jax.Array, jax.Array]:
+def _top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     b, m = values.shape
+    width = 1 << (m - 1).bit_length()
     tile = max(1, _TOP_K_ENTRIES // width)
     rows = -(-b // tile) * tile
     padded = jnp.pad(values, ((0, rows - b), (0, width - m)), constant_values=-jnp.inf)
