@@ -103,6 +103,8 @@ def compile_one(folder: str, version: str, chip: str, b: int, d: int, dtype: str
     from jax.experimental import topologies
 
     from flowjax.closed_form import dense, pallas_tpu
+    from flowjax.closed_form.passes import Query, Settings
+    from flowjax.closed_form.rows import Rows
 
     topology = topologies.get_topology_desc(topology_name=TOPOLOGIES[chip], platform="tpu")
     device = jax.sharding.SingleDeviceSharding(topology.devices[0])
@@ -124,11 +126,11 @@ def compile_one(folder: str, version: str, chip: str, b: int, d: int, dtype: str
             result = {"fused_bundles": bundles, "fused_steps": steps, "utilisation": use}
             cycles += bundles * steps
         return {"loop_cycles": cycles, "outside_cycles": 0} | result
-    rows = dense.Rows(data, array(n), None, None, None, array(), array(), array(1))
-    query = dense.Query(array(b, d), array(b), array(b), None)
+    rows = Rows(data, array(n), None, None, None, array(), array(), array(1))
+    query = Query(array(b, d), array(b), array(b), None)
     backend = "pallas_tpu" if version == "kernel" else "dense"
     size = pallas_tpu.block_size(n, d, None) if version == "kernel" else dense.block_rows(n, b, d, "tpu")
-    settings = dense.Settings(size, False, 16, "float32", backend=backend)
+    settings = Settings(size, False, 16, "float32", backend=backend)
     text = jax.jit(dense.stream, static_argnums=0).lower(settings, query, rows).compile().as_text() or ""
     by_computation = _cycles(text)
     if version == "kernel":

@@ -23,8 +23,9 @@ from flowjax.typing import Array, Flat, Float
 
 from . import streamed
 from .construct import Placement
-from .dense import Rows, read_block
+from .dense import read_block
 from .parts import row_specs
+from .rows import Rows
 
 MAX_DIRECTIONS = 1024
 CACHE_VARIABLE = "FLOWJAX_CACHE"

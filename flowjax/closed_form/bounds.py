@@ -15,7 +15,9 @@ from jax import lax
 from flowjax.typing import Array, Float, Indices, PerQuery, typed
 
 from .certificate import query_norm
-from .dense import Query, Rows, product
+from .dense import product
+from .passes import Query
+from .rows import Rows
 from .screen import LANES, Coefficients, Screen, Table, band_norms, project, round_up
 
 Survivors = jax.Array

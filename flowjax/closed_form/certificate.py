@@ -23,9 +23,10 @@ from jax import lax
 
 from flowjax.typing import Flat, PerQuery, Scalar, typed
 
-from .dense import Query, Rows, uses_direct_differences
 from .moments import Moments
 from .parts import Parts, Plan, summation_error
+from .passes import Query, uses_direct_differences
+from .rows import Rows
 
 RELEVANT = 40.0
 """Rows more than this many nats below the best weigh less than 5e-18 each: beyond any rounding considered."""

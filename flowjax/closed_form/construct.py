@@ -11,8 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from . import moments as algebra
-from .dense import Rows
-from .rows import to_float
+from .rows import Rows, to_float
 from .sources import HostRows
 
 _LARGEST_NORM = 1e12

@@ -1,161 +1,25 @@
 """Every row, block by block: two matrix products a block and an online softmax. Any platform.
 
-The logit of row i seen from a query is, with x and y_i relative to the field's centre and the constant
-−‖x‖²/(2 sigma²) left out,
-
-    (1)  l_i = theta·y_i − c ‖y_i‖² + log w_i        theta = alpha x/sigma²,   c = alpha²/(2 sigma²)
-
-an exponential family: along a tangent (theta', c') every logit moves by l_i' = theta'·y_i − c'‖y_i‖², and the
-moments move by the same sums with the extra factor l_i'. That streamed sum is the derivative rule, so no
-derivative of any order, forward or reverse, stores [b, n] weights. In few dimensions the logits are formed from
-direct differences instead, −‖x − alpha y_i‖²/(2 sigma²): the exponentials cost more there, and nothing cancels.
-
-Beside the moments the pass remembers, in every column of a block, the best row seen there and the best of all
-others. From these come the `Candidates`: the few rows that may carry the weight when it concentrates, to be
-re-scored exactly, and an upper bound of everything else.
+Equation (1) of `passes` is an exponential family: along a tangent (theta', c') every logit moves by
+l_i' = theta'·y_i − c'‖y_i‖², and the moments move by the same sums with the extra factor l_i'. That streamed sum is
+the derivative rule, so no derivative of any order, forward or reverse, stores [b, n] weights.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flowjax.typing import (
-    Array,
-    Data,
-    Flat,
-    Float,
-    Indices,
-    Int,
-    PerCandidate,
-    PerQuery,
-    PerRow,
-    RowLabels,
-    Scalar,
-    typed,
-)
+from flowjax.typing import Array, Float, Int, PerQuery, typed
 
 from . import halves, moments
 from .halves import Halves
 from .moments import Moments, Scalars
-from .rows import to_float
-
-DIRECT_DIMENSIONS = 8
-"""Up to this many dimensions logits come from direct differences, one fused loop over the block."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """What is stored of a data set; leaves down to `labels` have one entry a row.
-
-    Attributes:
-        data: [n, d], on the host [n, *event], in the dtype given (uint8, bfloat16, float16 or float32).
-        square_norms: [n] float32, ‖y_i − centre‖².
-        log_weights: [n] float32 or None for equal weights.
-        labels: [n] int32 or None.
-        centre: [d] float32, or None where centring would gain nothing.
-        max_norm: [] float32, upper bound of ‖y_i − centre‖.
-        log_weight_bound: [] float32, largest finite |log w_i|.
-        class_log_weights: [number of classes] float32, log of the total weight of each class; [1] without labels.
-    """
-
-    data: Data
-    square_norms: PerRow
-    log_weights: PerRow | None
-    labels: RowLabels | None
-    centre: Float[Array, "d"] | None
-    max_norm: Scalar
-    log_weight_bound: Scalar
-    class_log_weights: Float[Array, "classes"]
-
-    @property
-    def count(self) -> int:
-        return self.data.shape[0]
-
-    @property
-    def dimension(self) -> int:
-        return int(np.prod(self.data.shape[1:]))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Query:
-    """A flat batch of queries: x [b, d] relative to alpha·centre, alpha and sigma [b], labels [b] or None."""
-
-    x: Flat
-    alpha: PerQuery
-    sigma: PerQuery
-    labels: Indices | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The best-looking rows: logit [b, k] as the pass computed it (−inf: unused slot), and rest [b], an upper
-    bound of the computed logit of every other row. `index_bits` [b, k] holds row numbers as the bits of a
-    float32: an integer result of a differentiated function inside `shard_map` has no tangent type."""
-
-    index_bits: PerCandidate
-    logit: PerCandidate
-    rest: PerQuery
-
-    @property
-    def index(self) -> Int[Array, "b k"]:
-        """[b, k] int32 row numbers."""
-        return lax.bitcast_convert_type(self.index_bits, jnp.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Static choices of one pass."""
-
-    block_size: int
-    scalars: bool
-    num_candidates: int
-    precision: str
-    axis_name: str | None = None
-    """Mesh axis that rows are split over."""
-    varying: tuple[str, ...] = ()
-    """Inside shard_map: this axis, and those that queries are split over."""
-    backend: str = "dense"
-    unrolled: bool = False
-    """Whether candidates are re-scored all at once: on a GPU, where a loop over them is dozens of small kernels."""
-
-    @property
-    def dtype(self):
-        return jnp.float64 if self.precision == "float64" else jnp.float32
-
-    @property
-    def unit(self) -> float:
-        """Unit roundoff that the error analysis in `certificate` may count on."""
-        if self.precision == "float64":
-            return 2.0**-53
-        # Six products of bfloat16 pieces. A tensor core aligns a block of products and the sum so far to the largest of
-        # them and cuts off below float32's last digit, 2u for each, and again when it normalises the sum (Fasi, Higham,
-        # Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330, 2021). In blocks
-        # of 8, the smallest, without guard digits: (9/8 + 1/8) 2u a product, 4 % more for the five smaller products,
-        # which pieces cut off instead of rounded make 2⁻⁷ as large. The products left out, 8u of |xy|, are within the
-        # 16 units beside d in equation (1) of `certificate`.
-        # Of float16 pieces there are fewer; what they lose, equation (1) of `halves`, leaves of those 16 units 11.
-        if self.precision in ("bfloat16x6", "float16x3") or self.backend == "pallas_gpu":
-            return 2.61 * 2.0**-24
-        # Products of split bfloat16 pieces: equation (1) of `pallas_tpu`.
-        return 1.05 * 2.0**-24 if self.backend == "pallas_tpu" else 2.0**-24
-
-    def roundings(self, num_rows: int) -> int:
-        """On a term's way through a sum over all rows: within a part of a block, over its parts, and four a block, for
-        a rescaling and an addition. `pallas_tpu` does not divide a block; `pallas_gpu` has its own."""
-        if self.backend == "pallas_gpu":
-            from . import pallas_gpu
-
-            return pallas_gpu.roundings(num_rows)
-        parts = 1 if self.backend == "pallas_tpu" else parts_of(self.block_size)
-        return self.block_size // parts + parts + 4 * -(-num_rows // self.block_size)
+from .passes import Candidates, Pass, Query, Settings, natural_parameters, select, uses_direct_differences
+from .rows import Rows, to_float
 
 
 def product(
@@ -174,17 +38,6 @@ def product(
     how = lax.DotAlgorithmPreset.BF16_BF16_F32_X6 if precision == "bfloat16x6" else lax.Precision.HIGHEST
     batch = ((), ()) if parts is None else ((parts[0],), (parts[1],))
     return lax.dot_general(a, b, (((axes[0],), (axes[1],)), batch), precision=how)
-
-
-def uses_direct_differences(dimension: int) -> bool:
-    return dimension <= DIRECT_DIMENSIONS
-
-
-@typed
-def natural_parameters(query: Query) -> tuple[Flat, PerQuery]:
-    """theta [b, d] and c [b] of equation (1)."""
-    scale = query.alpha / query.sigma**2
-    return scale[:, None] * query.x, query.alpha * scale / 2
 
 
 @typed
@@ -335,7 +188,7 @@ def _block_moments(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
-    """One pass over all rows, by `settings.backend`; the derivative rule below is every backend's.
+    """One pass over all rows, by any backend; the derivative rule below is every backend's.
 
     Args:
         settings: static choices; `block_size` is at most the number of rows.
@@ -349,7 +202,7 @@ def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candi
     Differentiable to any order in query.x, alpha and sigma, up to the term −‖x‖²/(2 sigma²) common to all logits,
     which is held constant (see `moments.shift_logits`). The data is a constant: its tangents are dropped.
     """
-    return _PASSES[settings.backend](settings, query, rows)
+    return settings.how.run(settings, query, rows)
 
 
 def _scan(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
@@ -375,42 +228,6 @@ def _scan(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candid
     return total, select(settings, *tracked)
 
 
-def _pallas_tpu(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
-    from . import pallas_tpu  # which imports Pallas (nobody else needs it) and this module
-
-    return pallas_tpu.stream(settings, query, rows)
-
-
-def _pallas_gpu(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candidates]:
-    from . import pallas_gpu
-
-    return pallas_gpu.stream(settings, query, rows)
-
-
-_PASSES = {"dense": _scan, "pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu}
-
-
-@typed
-def select(
-    settings: Settings,
-    best: Float[Array, "b m"],
-    where: Int[Array, "b m"],
-    second: Float[Array, "b m"],
-    top_k: Callable[[jax.Array, int], tuple[jax.Array, jax.Array]] = lax.top_k,
-) -> Candidates:
-    """The best columns of all, and the best logit of every row that is in none of them."""
-    # No slice of the result: it would make XLA sort the rows instead of selecting (a hundred times slower on
-    # a CPU). Columns left out are bounded by the least one taken.
-    logit, column = top_k(best, settings.num_candidates)
-    rest = jnp.max(second, 1)
-    if best.shape[1] > settings.num_candidates:
-        rest = jnp.maximum(rest, jnp.min(logit, 1))
-    column = column.astype(jnp.int32)
-    # `where` holds the start of the block that the row came from; its column is the offset inside it.
-    index = jax.vmap(lambda starts, columns: starts[columns])(where, column) + column
-    return Candidates(lax.bitcast_convert_type(index, jnp.float32), logit, rest)
-
-
 @stream.defjvp
 def _stream_jvp(settings: Settings, primals, tangents):
     with jax.enable_x64(True):  # derivatives are taken outside the island that called `stream`
@@ -421,10 +238,8 @@ def _moments_along(settings: Settings, primals, tangents):
     """Moments and their derivative along the tangent of the query; the candidates are constants."""
     query, rows = primals
     query_dot, _ = tangents  # the data is a constant
-    wide = settings.backend == "pallas_gpu"
-    if wide or settings.precision == "float16x3":
-        # Splitting has no derivative; and what a derivative is relative to, the maximum and the normaliser, must come
-        # of the very logits and products that its sums are made of, or late in time one outgrows the other.
+    asked = settings
+    if not asked.how.differentiable:
         settings = dataclasses.replace(settings, precision="float32", backend="dense")
     total, candidates = stream(settings, query, rows)
 
@@ -454,9 +269,29 @@ def _moments_along(settings: Settings, primals, tangents):
     start = varying(settings, dataclasses.replace(start, max=jnp.zeros_like(start.max)))
     steps = jnp.arange(_num_blocks(settings, rows), dtype=jnp.int32)
     total_dot, _ = lax.scan(body, start, steps)
-    if wide:  # as that pass returns them
-        total, total_dot = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (total, total_dot))
-        logit, rest = (leaf.astype(jnp.float64) for leaf in (candidates.logit, candidates.rest))
-        candidates = Candidates(candidates.index_bits, logit, rest)
+    if settings is not asked:  # results of its types
+        kinds = jax.eval_shape(functools.partial(asked.how.run, asked), query, rows)
+        total_dot = jax.tree.map(lambda leaf, kind: leaf.astype(kind.dtype), total_dot, kinds[0])
+        total, candidates = jax.tree.map(
+            lambda leaf, kind: leaf.astype(kind.dtype), (total, candidates), kinds
+        )
     candidates_dot = jax.tree.map(jnp.zeros_like, candidates)
     return (total, candidates), (total_dot, candidates_dot)
+
+
+def _roundings(settings: Settings, num_rows: int) -> int:
+    """Within a part of a block, over its parts, and four a block, for a rescaling and an addition."""
+    parts = parts_of(settings.block_size)
+    return settings.block_size // parts + parts + 4 * -(-num_rows // settings.block_size)
+
+
+PASSES = {
+    "float32": Pass(_scan, 2.0**-24, _roundings),
+    "float64": Pass(_scan, 2.0**-53, _roundings, jnp.float64),
+    # Six products of bfloat16 pieces. What pieces cut off instead of rounded make the five smaller products 2⁻⁷ as
+    # large, 4 % more; the products left out, 8u of |xy|, are within the 16 units beside d in equation (1) of
+    # `certificate`.
+    "bfloat16x6": Pass(_scan, halves.UNIT, _roundings),
+    # Splitting has no derivative.
+    "float16x3": Pass(_scan, halves.UNIT, _roundings, differentiable=False),
+}

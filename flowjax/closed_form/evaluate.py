@@ -23,9 +23,10 @@ from flowjax.typing import Array, Bool, Flat, Indices, PerQuery, Scalar, typed
 
 from . import moments as algebra
 from .certificate import error_bounds, query_norm
-from .dense import Query, Rows
 from .moments import Moments
 from .parts import Plan, all_parts, query_parts
+from .passes import Query
+from .rows import Rows
 
 Result = TypeVar("Result")
 

@@ -16,10 +16,11 @@ from flowjax.paths import Linear, Path
 from . import costs, queries, streamed
 from .construct import Placement, as_rows, check_rows, empty_classes, make_rows, placement
 from .costs import Costs
-from .dense import Rows, Settings, block_rows
+from .dense import block_rows
 from .evaluate import Evaluation, Plan, evaluate
 from .explain import Explanation
-from .rows import take
+from .passes import Settings
+from .rows import Rows, take
 from .screen import Screen, can_screen, fits, make_screen
 from .screened import evaluate_screened
 from .sources import RowSource, is_remote, open_rows
@@ -75,6 +76,8 @@ class _Static:
     costs: Costs
     kernel: bool
     """Whether "auto" may be "pallas_gpu"."""
+    platform: str
+    """Where the rows lie; of rows on the host, where JAX computes."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -177,6 +180,7 @@ class ClosedFormField:
             empty_classes(self._rows),
             costs.STREAMED if stream else costs.MEASURED,
             precision is None and _kernel_by_itself(self._rows),
+            _platform(self._rows),
         )
         self._screen = None
         if method == "auto" and _screens_by_itself(self._rows, self._static):
@@ -191,7 +195,9 @@ class ClosedFormField:
         if isinstance(self._rows.data, jax.Array) and not isinstance(self._rows.data, Tracer):
             # device_put may have moved the rows since.
             kernel = static.kernel and _kernel_by_itself(self._rows)
-            static = dataclasses.replace(static, placement=placement(self._rows.data), kernel=kernel)
+            static = dataclasses.replace(
+                static, placement=placement(self._rows.data), kernel=kernel, platform=_platform(self._rows)
+            )
         key = jax.tree_util.GetAttrKey
         return ((key("rows"), self._rows), (key("screen"), self._screen)), static
 
@@ -393,6 +399,11 @@ def _devices(rows: Rows) -> set[Any]:
     return data.devices() if isinstance(data, jax.Array) and not isinstance(data, Tracer) else set()
 
 
+def _platform(rows: Rows) -> str:
+    devices = _devices(rows)
+    return next(iter(devices)).platform if devices else jax.default_backend()
+
+
 def have_tensor_cores(devices: Iterable[Any]) -> bool:
     """Whether all are NVIDIA GPUs of compute capability 8.0 and above.
 
@@ -435,9 +446,7 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     local = rows.count // (1 if mesh is None else mesh.shape[axis])
     stream_block = streamed.block_rows(rows, static.block_size) if streamed.is_streamed(rows) else None
     usual = (
-        streamed.INNER
-        if stream_block
-        else block_rows(local, num_queries, rows.dimension, jax.default_backend())
+        streamed.INNER if stream_block else block_rows(local, num_queries, rows.dimension, static.platform)
     )
     backend, block, tile = "dense", min(local, static.block_size or usual, stream_block or local), _TILE
     # Interpreted, the kernels fail shard_map's check of varying axes: sharded rows are left to XLA.
@@ -457,11 +466,11 @@ def _plan(field: ClosedFormField, num_queries: int, scalars: bool) -> Plan:
     settings = Settings(
         block_size=block,
         scalars=scalars,
-        num_candidates=min(_NUM_CANDIDATES, local if backend == "pallas_gpu" else block),
+        num_candidates=min(_NUM_CANDIDATES, block),
         precision=static.precision,
         axis_name=axis,
         backend=backend,
-        unrolled=jax.default_backend() == "gpu",
+        unrolled=static.platform == "gpu",
     )
     return Plan(
         static.path,

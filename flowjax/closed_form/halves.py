@@ -1,6 +1,6 @@
 """Float32-grade products on a GPU's tensor cores, of float16 pieces.
 
-Tensor cores multiply float16 numbers exactly and add in float32 (their rounding: `dense.Settings.unit`), fifteen times
+Tensor cores multiply float16 numbers exactly and add in float32 (their rounding: `UNIT`), fifteen times
 as fast as an H100 multiplies float32, by its data sheet. A factor is scaled by a power of two, so that its largest
 entry lies near 2¹⁵, and split in two, x = x₁ + x₂, each the rounding of what is left to 11 bits:
 |x − x₁ − x₂| ≤ 2⁻²²|x| + 2⁻²⁵, the second term where x₂ is subnormal, 2⁻³⁹ of the largest entry. Three of the four
@@ -22,6 +22,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from .rows import PIXEL_SCALE, to_float
+
+UNIT = 2.61 * 2.0**-24
+"""Unit roundoff of such sums. A tensor core aligns a block of products and the sum so far to the largest of them and
+cuts off below float32's last digit, 2u for each, and again when it normalises the sum (Fasi, Higham, Mikaitis, Pranesh,
+Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330, 2021). In blocks of 8, the smallest, without
+guard digits: (9/8 + 1/8) 2u a product, 4 % more for the smaller products of pieces. Equation (1) leaves 11 of the 16
+units beside d in equation (1) of `certificate`."""
 
 LARGEST = 15
 """Binary exponent of the largest entry of what is split; float16 ends at 2¹⁶."""

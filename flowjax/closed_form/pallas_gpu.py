@@ -27,11 +27,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from . import dense, moments
-from .dense import Candidates, Query, Rows, Settings
-from .halves import LARGEST, scale_of, split
+from . import moments
+from .halves import LARGEST, UNIT, scale_of, split
 from .moments import Moments, Scalars
-from .rows import to_float
+from .passes import Candidates, Pass, Query, Settings, natural_parameters, select, uses_direct_differences
+from .rows import Rows, to_float
 
 MAX_DIMENSION = 128
 """Above it the weighted sum of a tile no longer fits in registers."""
@@ -69,14 +69,6 @@ def tile_rows(depth: int) -> int:
     50 000, b = 1024, d = 16: .106 | .148 | -; d = 64: .158 | .194 | -; d = 128: - | .312 | .429.
     """
     return 64 if depth <= 64 else 32
-
-
-def roundings(num_rows: int) -> int:
-    """`Settings.roundings` here: within a tile, and four a tile and a block."""
-    within = max(
-        size + 4 * (BLOCK_SIZE // size) for size in map(tile_rows, (MAX_DIMENSION // 2, MAX_DIMENSION))
-    )
-    return within + 4 * -(-num_rows // BLOCK_SIZE)
 
 
 def most_queries(dimension: int, num_candidates: int) -> int:
@@ -121,7 +113,7 @@ def _instruction(text: str, *operands: jax.Array) -> jax.Array:
 def _scorer(dimension: int, interpret: bool, refs: dict[str, Any]) -> Callable[..., jax.Array]:
     """A function of where a tile of rows lies, and of its pieces, to logits [queries, rows] to the base 2."""
     c = refs["c"][:][:, None]
-    if dense.uses_direct_differences(dimension):
+    if uses_direct_differences(dimension):
         x = [refs[f"x{k}"][:][:, None] for k in range(dimension)]
         alpha = refs["alpha"][:][:, None]
         # Its product is zero and lays the logits out as a product's: in any other layout the compiler here exchanges
@@ -277,13 +269,13 @@ def _run(settings: Settings, query: Query, rows: Rows) -> tuple[dict[str, jax.Ar
     of_rows["y0"], of_rows["y1"] = split(scaled)
     bias = jnp.zeros(n, jnp.float32) if rows.log_weights is None else rows.log_weights * _LOG2_E
     of_rows |= {"bias": _padded(bias, num_rows, -jnp.inf), "squares": _padded(rows.square_norms, num_rows)}
-    if dense.uses_direct_differences(d):
+    if uses_direct_differences(d):
         of_queries |= {f"x{k}": query.x[:, k] for k in range(d)}
         of_queries |= {"alpha": query.alpha, "c": 0.5 * _LOG2_E / query.sigma**2}
         of_queries["zero"] = jnp.zeros((b, depth), jnp.float16)
         of_rows |= {f"column{k}": _padded(points[:, k], num_rows) for k in range(d)}
     else:
-        theta, c = dense.natural_parameters(query)
+        theta, c = natural_parameters(query)
         theta = jnp.pad(theta, ((0, 0), (0, depth - d)))
         large = scale_of(jnp.max(jnp.abs(theta), 1))
         of_queries["theta0"], of_queries["theta1"] = split(theta * large[:, None])
@@ -364,7 +356,7 @@ def _in_nats(
     best, where, second = (out[name][:b].reshape(b, shares * size) for name in _TRACKED)
     # The start of a tile and the column make the row; `select` adds the number of the column among all.
     where = where - jnp.repeat(jnp.arange(shares, dtype=jnp.int32) * size, size)
-    found = dense.select(settings, best, where, second, top_k)
+    found = select(settings, best, where, second, top_k)
     nats = (_LN_2 * value.astype(jnp.float64) for value in (found.logit, found.rest))
     return total, Candidates(found.index_bits, *nats)
 
@@ -407,3 +399,14 @@ def _top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         padded, cuda=functools.partial(call, False), default=functools.partial(call, True)
     )
     return logit[:b], column[:b]
+
+
+def _roundings(settings: Settings, num_rows: int) -> int:
+    """Within a tile, and four a tile and a block."""
+    within = max(
+        size + 4 * (BLOCK_SIZE // size) for size in map(tile_rows, (MAX_DIMENSION // 2, MAX_DIMENSION))
+    )
+    return within + 4 * -(-num_rows // BLOCK_SIZE)
+
+
+PASSES = {"float32": Pass(stream, UNIT, _roundings, differentiable=False)}

@@ -29,10 +29,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from . import dense
-from .dense import Candidates, Query, Rows, Settings
 from .moments import Moments, Scalars
-from .rows import to_float
+from .passes import Candidates, Pass, Query, Settings, natural_parameters, select, uses_direct_differences
+from .rows import Rows, to_float
 
 LANES = 128
 """Width of a vector register; sums over rows and candidates are kept apart in so many columns."""
@@ -104,7 +103,7 @@ def _kernel(settings: Settings, num_rows: int, refs: dict[str, Any], out: dict[s
     in_block = lax.broadcasted_iota(jnp.int32, (1, size), 1) < seen
     squares = jnp.where(in_block, refs["squares"][...], 0)
     bias = jnp.where(in_block, refs["log_weights"][...] if "log_weights" in refs else 0, -jnp.inf)
-    if dense.uses_direct_differences(dimension):
+    if uses_direct_differences(dimension):
         logits = bias - refs["c"][...] * _square_differences(refs, points)
     else:
         logits = _logits(refs, pieces) + (bias - refs["c"][...] * squares)
@@ -217,11 +216,11 @@ def _stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Cand
         data = data.astype(jnp.float32)
     exact_rows = data.dtype == jnp.bfloat16 and rows.centre is None
     inputs: dict[str, jax.Array] = {}
-    if dense.uses_direct_differences(d):
+    if uses_direct_differences(d):
         inputs |= {"x": per_query(query.x), "alpha": per_query(query.alpha)}
         inputs |= {"c": per_query(0.5 / query.sigma**2)}
     else:
-        theta, c = dense.natural_parameters(query)
+        theta, c = natural_parameters(query)
         theta = jnp.pad(per_query(theta), ((0, 0), (0, depth - d)))
         inputs["leading"], inputs["rest"] = _left(theta, exact_rows)
         inputs["c"] = per_query(c)
@@ -291,4 +290,12 @@ def _stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Cand
         jnp.add, [part[:, k] for part in parts for k in reversed(range(part.shape[1]))]
     )
     moments = Moments(out["max"][:, 0], total("normaliser"), weighted[:, :d], scalars)
-    return moments, dense.select(settings, out["best"], out["where"], out["second"])
+    return moments, select(settings, out["best"], out["where"], out["second"])
+
+
+def _roundings(settings: Settings, num_rows: int) -> int:
+    """Within a block, and four a block, for a rescaling and an addition."""
+    return settings.block_size + 1 + 4 * -(-num_rows // settings.block_size)
+
+
+PASSES = {"float32": Pass(stream, 1.05 * 2.0**-24, _roundings)}

@@ -14,9 +14,11 @@ from flowjax.typing import Indices, PerQuery, typed
 from . import moments as algebra
 from . import streamed
 from .costs import MEASURED, Costs
-from .dense import Query, Rows, Settings, stream, uses_direct_differences
+from .dense import stream
 from .moments import Moments
+from .passes import Query, Settings, uses_direct_differences
 from .refine import best_of_all, rescore
+from .rows import Rows
 
 
 @dataclasses.dataclass(frozen=True)

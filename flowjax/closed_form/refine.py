@@ -21,9 +21,10 @@ from flowjax.typing import Flat, Indices, PerCandidate, PerQuery, typed
 
 from . import moments as algebra
 from . import streamed
-from .dense import Candidates, Query, Rows, Settings, varying
+from .dense import varying
 from .moments import Moments, Scalars, finite_max
-from .rows import to_float
+from .passes import Candidates, Query, Settings
+from .rows import Rows, to_float
 
 _SPARE = 4
 """Room for packed pairs, relative to a device's even share; so many devices re-score all they have, as one would."""

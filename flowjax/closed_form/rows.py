@@ -1,5 +1,7 @@
-"""How stored rows become float32 points: uint8 pixels mean y/127.5 − 1, float types are themselves."""
+"""What is stored of a data set, and how rows become float32 points: uint8 pixels mean y/127.5 − 1, float types are
+themselves."""
 
+import dataclasses
 import functools
 from typing import overload
 
@@ -7,7 +9,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowjax.typing import Array, Data, Float, PerRow, RowLabels, Scalar
+
 PIXEL_SCALE = 255
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is stored of a data set; leaves down to `labels` have one entry a row.
+
+    Attributes:
+        data: [n, d], on the host [n, *event], in the dtype given (uint8, bfloat16, float16 or float32).
+        square_norms: [n] float32, ‖y_i − centre‖².
+        log_weights: [n] float32 or None for equal weights.
+        labels: [n] int32 or None.
+        centre: [d] float32, or None where centring would gain nothing.
+        max_norm: [] float32, upper bound of ‖y_i − centre‖.
+        log_weight_bound: [] float32, largest finite |log w_i|.
+        class_log_weights: [number of classes] float32, log of the total weight of each class; [1] without labels.
+    """
+
+    data: Data
+    square_norms: PerRow
+    log_weights: PerRow | None
+    labels: RowLabels | None
+    centre: Float[Array, "d"] | None
+    max_norm: Scalar
+    log_weight_bound: Scalar
+    class_log_weights: Float[Array, "classes"]
+
+    @property
+    def count(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        return int(np.prod(self.data.shape[1:]))
 
 
 @overload

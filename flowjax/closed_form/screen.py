@@ -28,8 +28,10 @@ from flowjax.typing import Array, Flat, Float, Int, PerQuery, PerRow, Scalar, ty
 from . import streamed
 from .basis import basis_of
 from .construct import Placement
-from .dense import Rows, read_block, uses_direct_differences
+from .dense import read_block
 from .parts import row_specs
+from .passes import uses_direct_differences
+from .rows import Rows
 
 BANDS_PER_OCTAVE = 4
 LANES = 32

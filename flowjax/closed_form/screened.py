@@ -37,7 +37,6 @@ from . import moments as algebra
 from .bounds import pair_rounding
 from .certificate import RELEVANT, exact_bound, num_seen, query_norm
 from .costs import dense_sizes, room_for
-from .dense import Query, Rows
 from .evaluate import (
     Course,
     Evaluation,
@@ -50,6 +49,8 @@ from .evaluate import (
     rounding_error,
 )
 from .parts import Plan
+from .passes import Query
+from .rows import Rows
 from .screen import Screen
 from .search import search, tile_size
 

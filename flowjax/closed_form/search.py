@@ -21,9 +21,11 @@ from .basis import sample_stride
 from .bounds import Seen, find_survivors, guess_best, mask_labels, project_far, slack_of, weights_of
 from .certificate import num_seen, query_norm
 from .costs import Costs, dense_sizes, room_for
-from .dense import Query, Rows, product
+from .dense import product
 from .evaluate import Schedule, along_path, velocity_of
 from .parts import Plan, query_axes, row_specs
+from .passes import Query
+from .rows import Rows
 from .screen import Coefficients, Screen, project, screen_specs
 from .survivors import POOL, Found, collect, nothing_found, pair_logits
 

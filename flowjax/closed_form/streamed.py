@@ -37,8 +37,8 @@ from flowjax.typing import Indices
 
 from .construct import make_rows as make_rows_with
 from .construct import square_norms
-from .dense import Query, Rows
-from .rows import to_float
+from .passes import Query
+from .rows import Rows, to_float
 from .sources import HostRows, OnHost, find, of_array, sample_pieces
 
 BLOCK_BYTES = 2**26

@@ -15,9 +15,10 @@ from flowjax.typing import Array, Bool, Flat, Float, Indices, Int, PerQuery, typ
 from . import moments as algebra
 from .bounds import Seen, Survivors, project_far, weights_of
 from .certificate import RELEVANT
-from .dense import Query, Rows
 from .moments import Moments, Scalars
+from .passes import Query
 from .refine import gather_points
+from .rows import Rows
 from .screen import LANES, Screen, Table
 from .streamed import is_streamed
 

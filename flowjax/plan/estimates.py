@@ -135,8 +135,8 @@ def field_roofline(shape: DataShape, batch: int, place: Slice, rows_over: int) -
 
     In few dimensions the engine forms direct differences and no product for the logits; one product remains.
     """
-    from flowjax.closed_form.dense import uses_direct_differences
     from flowjax.closed_form.field import _TILE
+    from flowjax.closed_form.passes import uses_direct_differences
 
     products = 1 if uses_direct_differences(shape.dimension) else 2
     rows, queries = padded(shape.num_points, rows_over) / rows_over, batch * rows_over / place.num_devices

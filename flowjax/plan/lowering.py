@@ -23,7 +23,7 @@ def abstract_field(shape: DataShape, mesh: Any) -> Any:
     import jax.numpy as jnp
 
     from flowjax.closed_form import ClosedFormField
-    from flowjax.closed_form.dense import Rows
+    from flowjax.closed_form.rows import Rows
 
     # The treedef of a small real field, the leaves of the large one.
     small = ClosedFormField(jnp.zeros((1, *shape.event_shape), shape.dtype))

@@ -7,12 +7,12 @@ import pytest
 from support import PATHS, flat, natural_patches, nearest_neighbour, normal, oracle_posterior, schedules
 
 import flowjax as fj
-from flowjax.closed_form import dense
+from flowjax.closed_form import dense, passes
 
 SCALARS = ("log_density", "entropy", "effective_sample_size", "max_weight", "variance")
 
 
-def check(data, x, t, *, path=None, query_labels=None, tolerance=2e-6, **options):
+def check(data, x, t, *, path=None, query_labels=None, tolerance=2e-6, scalar_tolerance=1e-4, **options):
     """Velocity, mean and every scalar against the oracle; no bound broken. Returns the posterior."""
     engine = {k: options.pop(k) for k in ("block_size", "precision", "method") if k in options}
     field = fj.ClosedFormField(data, path, **options, **engine)
@@ -33,7 +33,9 @@ def check(data, x, t, *, path=None, query_labels=None, tolerance=2e-6, **options
     scale = np.abs(flat(data)).max() ** 2
     for name in SCALARS:
         atol = {"variance": 3e-6 * scale * flat(data).shape[1], "log_density": 1e-5}.get(name, 1e-5)
-        np.testing.assert_allclose(getattr(posterior, name), getattr(expected, name), rtol=1e-4, atol=atol)
+        np.testing.assert_allclose(
+            getattr(posterior, name), getattr(expected, name), rtol=scalar_tolerance, atol=atol
+        )
     # Rows may tie (a row and its mirror image at t = 0).
     taken = np.take_along_axis(expected.weights, np.asarray(posterior.argmax)[:, None], 1)[:, 0]
     np.testing.assert_allclose(taken, expected.max_weight, rtol=1e-5)
@@ -144,9 +146,9 @@ def test_large_blocks_are_summed_in_parts(dimension, monkeypatch):
 def test_roundings_of_a_sum_over_all_rows():
     """1024 rows a part and 4 parts; the TPU's kernel sums a block as a whole, the GPU's has its own blocks."""
     shared = {"block_size": 4096, "scalars": False, "num_candidates": 16, "precision": "float32"}
-    assert dense.Settings(**shared).roundings(8192) == 1024 + 4 + 8
-    assert dense.Settings(**shared, backend="pallas_tpu").roundings(8192) == 4096 + 1 + 8
-    assert dense.Settings(**shared, backend="pallas_gpu").roundings(8192) == 32 + 4 * 32 + 4 * 8
+    assert passes.Settings(**shared).roundings(8192) == 1024 + 4 + 8
+    assert passes.Settings(**shared, backend="pallas_tpu").roundings(8192) == 4096 + 1 + 8
+    assert passes.Settings(**shared, backend="pallas_gpu").roundings(8192) == 32 + 4 * 32 + 4 * 8
 
 
 @pytest.mark.parametrize(("b", "dimension", "most"), [(128, 64, 1024), (2048, 64, 512), (128, 3072, 512)])
@@ -338,11 +340,16 @@ def test_float64_bounds_hold_on_spheres(radius, t):
 
 @pytest.mark.parametrize("t", [0.3, 0.5, 0.7])
 def test_more_near_duplicates_than_candidates(t):
-    """Forty rows share the weight and sixteen are re-scored: the rest must not be dropped for a smaller bound."""
+    """Forty rows share the weight and sixteen are re-scored: the rest must not be dropped for a smaller bound.
+
+    So all scalars come of the float32 pass. One rounding of the inner product in a logit, 2^-24 α/σ² |x||y|, changes a
+    weight by that share and 1/Σw² by up to four times as much: no order of summation promises less.
+    """
     centre = normal(0, 1, 3072) * np.float32(0.5)
     data = np.concatenate([centre + normal(1, 40, 3072) * np.float32(3e-3), normal(2, 300, 3072)])
     x = (1 - np.float32(t)) * normal(3, 6, 3072) + np.float32(t) * data[:6]
-    check(data, x, t, tolerance=1e-5)
+    rounding = 2.0**-24 * t / (1 - t) ** 2 * np.linalg.norm(x, axis=1).max() * np.linalg.norm(data[0])
+    check(data, x, t, tolerance=1e-5, scalar_tolerance=max(1e-4, 4 * rounding))
 
 
 @pytest.mark.parametrize("t", [0.99999, 1 - 1e-6, 1 - 2.0**-24])

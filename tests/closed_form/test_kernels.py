@@ -13,7 +13,7 @@ from support import PATHS, flat, normal, oracle_posterior
 from test_dense import check as check_method
 
 import flowjax as fj
-from flowjax.closed_form import dense, halves, pallas_gpu, pallas_tpu
+from flowjax.closed_form import dense, halves, pallas_gpu, pallas_tpu, passes
 from flowjax.closed_form.construct import as_rows, make_rows
 from flowjax.closed_form.field import _plan
 
@@ -39,18 +39,18 @@ def check_pass(method, data, b, *, block_size=None, weights=None, labels=None, s
     x = (1 - t)[:, None] * normal(1, b, d) + t[:, None] * points[np.arange(b) % n].astype(np.float32)
     query_labels = None if labels is None else np.arange(b, dtype=np.int32) % (labels.max() + 1)
     alpha, sigma = jnp.asarray(t), jnp.asarray(1 - t)
-    query = dense.Query(
+    query = passes.Query(
         jnp.asarray(x), alpha, sigma, None if query_labels is None else jnp.asarray(query_labels)
     )
     size = pallas_tpu.block_size(n, d, block_size) if method == "pallas_tpu" else min(n, 1024)
-    settings = dense.Settings(size, scalars, min(16, size), "float32", backend=method)
+    settings = passes.Settings(size, scalars, min(16, size), "float32", backend=method)
     found = jax.jit(dense.stream, static_argnums=0)(settings, query, rows)
     moments, candidates = jax.tree.map(np.asarray, found)  # the GPU's are float64
 
     a, s = (np.asarray(v, np.float64)[:, None] for v in (alpha, sigma))
     squares = (points**2).sum(1)
     logits = a / s**2 * (x.astype(np.float64) @ points.T) - a**2 / (2 * s**2) * squares
-    if d <= dense.DIRECT_DIMENSIONS:
+    if d <= passes.DIRECT_DIMENSIONS:
         logits = logits - (x.astype(np.float64) ** 2).sum(1)[:, None] / (2 * s**2)
     if weights is not None:
         with np.errstate(divide="ignore"):

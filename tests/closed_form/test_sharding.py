@@ -8,7 +8,7 @@ import pytest
 from support import normal
 
 import flowjax as fj
-from flowjax.closed_form import dense, moments, refine
+from flowjax.closed_form import moments, passes, refine
 
 N, B, D = 104, 6, 12
 T = np.float32([0, 0.2, 0.5, 0.8, 0.95, 0.999])
@@ -178,7 +178,7 @@ def test_the_best_of_all_devices_are_kept():
     rest = np.full((8, b), -9, np.float32)
 
     def local(logit, rest):
-        candidates = dense.Candidates(jax.numpy.zeros((b, k)), logit[0], rest[0])
+        candidates = passes.Candidates(jax.numpy.zeros((b, k)), logit[0], rest[0])
         kept = refine.best_of_all(candidates, "data")
         return kept.logit[None], kept.rest[None]
 
