@@ -117,6 +117,8 @@ def block_rows(num_rows: int, num_queries: int, dimension: int, platform: str) -
     else:
         most = 1024 if max(num_queries, dimension) <= 1024 else 512
     blocks = -(-num_rows // most)  # alike, as the last one repeats rows to be whole
+    if blocks == 1 and num_rows > 1024 * parts_of(num_rows):
+        blocks = 2  # no equal parts: two halves that overlap by a few rows have them
     return min(num_rows, -(-num_rows // (64 * blocks)) * 64)
 
 
