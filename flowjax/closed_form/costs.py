@@ -33,9 +33,12 @@ class Costs(NamedTuple):
 def dense_sizes(b: int) -> tuple[int, ...]:
     """Numbers of queries, ascending to b, that the dense pass of those among b that are not screened has room for.
 
-    One pass for all of them, of the least size that holds them; every size is a program to compile.
+    One pass for all of them, of the least size that holds them; every size is a program to compile, which takes a
+    second, and below 64 queries saves little beside what a pass costs anyway.
     """
-    return (b,) if b <= 16 else (b // 16, b // 4, b // 2, b)
+    if b <= 16:
+        return (b,)
+    return (b // 2, b) if b < 64 else (b // 16, b // 4, b // 2, b)
 
 
 def room_for(b: int, count: ArrayLike) -> jax.Array:

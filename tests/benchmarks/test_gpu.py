@@ -1,8 +1,11 @@
 """The GPU's benchmark runs to its table, on whatever device there is, before anybody has minutes of one to lose."""
 
+import pytest
+
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_a_small_run(monkeypatch):
     monkeypatch.setattr(gpu, "PASSES", ((200, 40, 9),))
     monkeypatch.setattr(gpu, "LARGEST", ())

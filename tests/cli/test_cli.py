@@ -203,6 +203,7 @@ def test_samples_of_a_killed_or_full_write_leave_nothing(run_dir, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_rows_without_a_picture_train_and_are_sampled_as_arrays(tmp_path, capsys):
     np.savez(tmp_path / "rows.npz", images=np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32))
     argv = [*TINY, "--data.source", "npz:rows.npz", "--model.event-shape", "5", "--run-dir", "run"]

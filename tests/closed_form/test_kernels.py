@@ -89,7 +89,7 @@ def check_pass(method, data, b, *, block_size=None, weights=None, labels=None, s
     assert np.all(logits.max(1) <= np.asarray(candidates.rest) + allowed)
 
 
-@pytest.mark.parametrize("dimension", [1, 8, 9, 16, 17, 64, 128])
+@pytest.mark.parametrize("dimension", [1, 8, 9, 17, 128])
 def test_dimensions(method, dimension):
     check_pass(method, normal(0, 307, dimension), 9)
 
@@ -99,7 +99,7 @@ def test_block_size_does_not_matter(method, block_size):
     check_pass(method, normal(0, 521, 3, 2, 2), 9, block_size=block_size)
 
 
-@pytest.mark.parametrize("n", [1, 2, 127, 128, 129])
+@pytest.mark.parametrize("n", [1, 127, 129])
 @pytest.mark.parametrize("dimension", [3, 12])
 def test_tails(method, n, dimension):
     check_pass(method, normal(0, n, dimension), 4, scalars=False)
@@ -150,6 +150,7 @@ def test_every_time_in_one_batch(method, dimension):
     check_method(data, (1 - times)[:, None] * noise + times[:, None] * data[:9], times, method=method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS[1:2] + PATHS[3:], ids=lambda p: type(p).__name__)
 def test_other_paths(method, path):
     data, t = normal(0, 211, 12), np.float32(0.6)
@@ -158,6 +159,7 @@ def test_other_paths(method, path):
     )
 
 
+@pytest.mark.slow
 def test_weights_labels_flips_and_pixels_together(method):
     data = np.random.default_rng(0).integers(0, 256, (131, 4, 3, 1)).astype(np.uint8)
     weights = np.random.default_rng(2).random(131).astype(np.float32)
@@ -223,6 +225,7 @@ def test_pieces_sum_to_the_value(method, scale):
     assert np.all(np.abs(total - np.asarray(x, np.float64)) <= allowed)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_dense_pass(method):
     data = normal(0, 211, 12)
     kernel, reference = fields(method, data)
@@ -241,6 +244,7 @@ def test_derivatives_are_those_of_the_dense_pass(method):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_transformations(method):
     data = normal(0, 211, 12)
     kernel, _ = fields(method, data)
@@ -253,6 +257,7 @@ def test_transformations(method):
     np.testing.assert_allclose(gradients, together, rtol=1e-4, atol=1e-5 * np.abs(together).max())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("dimension", [12])
 def test_sharded(method, dimension):

@@ -61,6 +61,7 @@ def run_both(out: Path, names: list[str]) -> None:
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

@@ -48,6 +48,7 @@ def test_sharded_screening_against_the_oracle(kind, hinted):
     assert np.all(explained.evaluated[2:] < N)
 
 
+@pytest.mark.slow
 def test_weights_labels_and_flips():
     data, x = problem()
     weights, labels = np.linspace(0.5, 2, N, dtype=np.float32), np.arange(N) % 3
@@ -58,15 +59,18 @@ def test_weights_labels_and_flips():
     check(field.posterior(x, T, asked), data, x, query_labels=asked, **options)
 
 
+@pytest.mark.slow
 def test_queries_of_which_some_are_dense(monkeypatch):
     monkeypatch.setattr(
-        costs, "MEASURED", costs.ONLY_SURVIVORS._replace(evaluated=4)
+        costs, "MEASURED", costs.ONLY_SURVIVORS._replace(evaluated=8)
     )  # dense where all survive
     data = normal(0, N, *EVENT)
     t = np.repeat(np.float32([0.05, 0.99]), [7, 33])
     x = on_path(data, normal(1, 40, *EVENT), t)
     field = fj.ClosedFormField(place(data), method="screened")
-    assert field.explain(x, t).dense.sum() == 7  # in the room of a quarter
+    dense = field.explain(x, t).dense
+    assert dense[:7].all()
+    assert dense.sum() <= 20  # in the room of a half
     np.testing.assert_allclose(field(x, t), fj.ClosedFormField(data)(x, t), rtol=2e-5, atol=2e-5)
 
 
@@ -110,6 +114,7 @@ def test_rows_that_moved_are_not_screened_by_tables_of_another_layout():
     check(moved.posterior(x, T), data, x)
 
 
+@pytest.mark.slow
 def test_more_rows_than_a_shard_can_pool(monkeypatch):
     monkeypatch.setattr("flowjax.closed_form.survivors.POOL", 64)
     monkeypatch.setattr("flowjax.closed_form.search.POOL", 10**9)  # not known before

@@ -50,6 +50,7 @@ def test_against_the_oracle(problem, hinted):
     assert not explained.dense[LATE].any()
 
 
+@pytest.mark.slow
 def test_weights_labels_and_flips(problem):
     file, points, x = problem
     options = {
@@ -75,6 +76,7 @@ def counts(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_only_rows_that_may_matter_are_read(problem, counts):
     file, _, x = problem
     field = fj.ClosedFormField(file, method="screened")
@@ -107,6 +109,7 @@ def test_queries_of_which_some_are_dense_share_one_pass(problem, monkeypatch, co
     assert np.all(error <= 1.1e-5 * np.linalg.norm(truth, axis=1))
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_derivatives(problem):
     file, points, x = problem
     field = fj.ClosedFormField(file, method="screened")

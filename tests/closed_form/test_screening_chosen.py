@@ -33,6 +33,7 @@ def test_natural_pictures_keep_the_tolerance():
     assert held >= 64  # from t = .8 on everything
 
 
+@pytest.mark.slow
 def test_explain_tells_how_queries_were_evaluated():
     data, t = normal(0, 1301, 256), np.repeat(np.float32([0.0, 0.95]), 12)
     field = fj.ClosedFormField(data, method="screened")
@@ -62,6 +63,7 @@ def test_auto_screens_large_arrays_only(monkeypatch):
     assert jax.jit(lambda data: fj.ClosedFormField(data)(data[:2], 0.5))(data).shape == (2, 20)
 
 
+@pytest.mark.slow
 def test_a_hint_changes_the_work_and_not_the_result():
     data, t = normal(0, 1301, 256), np.full(6, 0.9, np.float32)
     field, x = fj.ClosedFormField(data, method="screened"), on_path(data, normal(1, 6, 256), 0.9)

@@ -47,6 +47,7 @@ def test_sharded_equals_single_device(kind, options):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_gradients_and_jit():
     data = normal(0, N, D)
     x = queries(data)
@@ -119,6 +120,7 @@ def collectives_of(function, *arguments) -> list[tuple[str, str]]:
     return re.findall(rf" = (.*?) ({kinds})(?:-start)?\(", text)
 
 
+@pytest.mark.slow
 def test_queries_over_a_second_axis(monkeypatch):
     monkeypatch.setattr(fj.closed_form.field, "_TILE", 4)  # six queries are two tiles, the second one padded
     by_row, by_query = two_axes()
@@ -134,6 +136,7 @@ def test_queries_over_a_second_axis(monkeypatch):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_queries_over_a_second_axis_stay_where_they_are():
     by_row, by_query = two_axes()
     b = 2048  # two tiles
@@ -206,6 +209,7 @@ def assert_alike(single, sharded, x, t, *, gradient):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [False, True])
 def test_candidates_of_all_queries_on_one_device(flips, monkeypatch):
     """More pairs than there is room for packed ones: nothing may get lost."""
@@ -225,6 +229,7 @@ def test_candidates_of_all_queries_on_one_device(flips, monkeypatch):
     ).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [False, True])
 def test_packed_candidates_of_split_queries(flips, monkeypatch):
     """Rows over four devices, queries over two, and the derivative; seven queries do not divide."""
@@ -286,6 +291,7 @@ def test_sum_by_parts(shape):
         np.testing.assert_allclose(found, values.sum(0), rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_field_merged_as_on_a_tpu(monkeypatch):
     def here(*operands, tpu, default):
         return tpu(*operands)

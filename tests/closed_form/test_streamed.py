@@ -67,6 +67,7 @@ SHARED_SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"), [*SHARED, *(pytest.param(*case, marks=pytest.mark.slow) for case in SHARED_SLOW)]
 )
@@ -167,6 +168,7 @@ def test_stored_types_of_a_file(dtype, tmp_path):
     check_against_oracle(field, np.asarray(data, np.float32), x)
 
 
+@pytest.mark.slow
 def test_records(tmp_path):
     data = pixels()
     place = fj.data.prepare(fj.data.Dataset("pixels", data, np.arange(211) % 2), tmp_path / "prepared")
@@ -212,6 +214,7 @@ def test_sources_that_make_no_sense(tmp_path):
 # -- transforms ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_transforms():
     data = pixels()
     x = queries(data)

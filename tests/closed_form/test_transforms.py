@@ -63,6 +63,7 @@ def test_first_derivatives_of_the_velocity(case, mode, argument):
     assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
 def test_second_derivatives_of_the_velocity(case, outer, inner):
@@ -85,9 +86,12 @@ def test_gradients_of_the_scalars(case, name):
         assert_close(a, e, 3e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
-def test_every_transformation_on_every_path_in_both_precisions(path, precision):
+@pytest.mark.parametrize(
+    ("path", "precision"),
+    [*((path, "float32") for path in PATHS), (PATHS[0], "float64"), (PATHS[3], "float64")],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_every_transformation_on_every_path_and_in_both_precisions(path, precision):
     """jvp, vjp and vmap of the velocity along x and t, from the first time on, against float64 autodiff."""
     times = np.float32([0.0, 0.2, 0.5, 0.8, 0.9])
     data, noise = normal(0, 60, D), normal(1, B, D)
@@ -140,6 +144,7 @@ def test_the_score_is_the_gradient_of_the_log_density():
     np.testing.assert_allclose(gradient, score, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_derivatives_with_labels_weights_flips_and_other_paths():
     data, x = normal(0, N, 2, 3, 2), normal(1, B, 2, 3, 2)
     labels = np.arange(N) % 2
@@ -162,6 +167,7 @@ def test_derivatives_with_labels_weights_flips_and_other_paths():
     np.testing.assert_allclose(jnp.vdot(transposed, direction), jnp.vdot(cotangent, derivative), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_any_batch_shape_and_vmap():
     data = normal(0, N, D)
     x, t = normal(1, 2, 3, D), np.float32([0.1, 0.5, 0.8])
@@ -230,6 +236,7 @@ def test_memory_stays_below_the_weights():
         assert memory.temp_size_in_bytes < 4e6, function.__name__  # the weights alone would be 5.1 MB
 
 
+@pytest.mark.slow
 def test_traced_misuse_is_documented():
     data, x = normal(0, N, D), normal(1, 2, D)
     field = fj.ClosedFormField(data, labels=np.arange(N) % 3)

@@ -204,6 +204,7 @@ def test_a_missing_feature_network_is_told_before_training(tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path, monkeypatch):
     """On points in the plane; the hybrid's run is on pictures."""
     out, points = tmp_path / "run", fj.data.load("two-moons", num_points=40)

@@ -26,6 +26,7 @@ def digits(count=60, **changes):
     return fj.data.Dataset("some digits", fj.data.load("digits").images[:count], **changes)
 
 
+@pytest.mark.slow
 def test_both_ends():
     """tau = 1 gives the samples of û, which are rows; tau = 0 those of the other field; the rest neither."""
     rows = digits(20).images
@@ -103,6 +104,7 @@ def test_bad_input(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path, monkeypatch):
     """On pixels as they are stored, with test rows."""
     pixels = np.round((digits().images + 1) * 127.5).astype(np.uint8)

@@ -41,6 +41,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(targets, "configured", configured)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_end_to_end_and_going_on(tmp_path, monkeypatch):
     """Interrupted before the exact target, then finished: numbers in every place, and nothing done twice."""

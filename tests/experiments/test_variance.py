@@ -221,6 +221,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(variance._networks, "configured", smaller)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_end_to_end(tmp_path):
     out = tmp_path / "run"

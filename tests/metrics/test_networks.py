@@ -212,6 +212,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.slow
 @packaged
 def test_efficientnet_says_what_photographs_show():
     squares = photographs()

@@ -69,6 +69,7 @@ def points(config, batch=(5,), seed=3):
     return jax.random.normal(jax.random.key(seed), (*batch, *config.event_shape))
 
 
+@pytest.mark.slow
 def test_any_batch_shape_agrees_with_single_points(config):
     model, x = awake(config), points(config, (2, 3))
     t = jnp.linspace(0.0, 0.9, 6).reshape(2, 3)
@@ -95,6 +96,7 @@ def test_time_and_point_change_the_velocity_and_start_is_zero(config):
     assert jnp.abs(run(model, x, 0.3) - run(model, x + 0.1, 0.3)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*SLOW, "plain"])
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(kind):
     config = PLAIN if kind == "plain" else CONFIGS[kind]
@@ -122,6 +124,7 @@ def test_forward_derivative_agrees_with_differences(config):
     np.testing.assert_allclose(tangent, difference, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.slow
 def test_labels(config):
     config = dataclasses.replace(config, num_classes=3)
     model, x = awake(config), points(config)
@@ -195,6 +198,7 @@ def test_dropout_follows_every_way_to_switch_the_mode(kind):
     np.testing.assert_array_equal(run(model, x, 0.5, key=key), off)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", [True, False])
 @pytest.mark.parametrize("kind", ["mlp", "light"])
 def test_works_in_graph_and_tree_mode(kind, graph):
@@ -219,6 +223,7 @@ def test_works_in_graph_and_tree_mode(kind, graph):
     close(run(nnx.merge(graphdef, params), x, 0.2), run(model, x, 0.2))
 
 
+@pytest.mark.slow
 def test_overfits_a_tiny_batch(config):
     graphdef, params = nnx.split(models.build(config, rngs=0))
     x, target = points(config, (4,)), points(config, (4,), seed=9)

@@ -20,6 +20,7 @@ def test_paper_network_has_torchcfm_s_parameters():
     assert models.count_parameters(models.UNetConfig.paper(num_classes=10)) == 35_746_307 + 11 * 512
 
 
+@pytest.mark.slow
 def test_count_by_shapes_is_the_count():
     for config in (models.UNetConfig.digits(), models.MLPConfig()):
         leaves = jax.tree.leaves(nnx.state(models.build(config, rngs=0), nnx.Param))
@@ -79,6 +80,7 @@ def test_mlp_refuses_what_does_not_fit(changes, message):
         models.MLPConfig(**changes)
 
 
+@pytest.mark.slow
 def test_rectangular_pictures_and_three_levels():
     config = models.UNetConfig.digits(event_shape=(12, 8, 3), channels=8)
     x = jnp.ones((2, 12, 8, 3))

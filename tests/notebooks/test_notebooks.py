@@ -1,6 +1,6 @@
 """Every notebook runs from top to bottom, and is stored without outputs."""
 
-import time
+import resource
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,11 @@ def test_stored_without_outputs(file):
 # the kernel's transport announces on start that it picked a default of its own
 @pytest.mark.filterwarnings("default::DeprecationWarning")
 def test_runs_in_ninety_seconds(file, tmp_path, monkeypatch):
+    """Of two processors: seconds on the clock would tell what else the machine does."""
     from nbclient import NotebookClient
 
     monkeypatch.setenv("FLOWJAX_FAST", "1")  # the kernel inherits it; notebooks that know it cut their sizes
-    start = time.perf_counter()
-    client = NotebookClient(read(file), timeout=180, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    assert time.perf_counter() - start < 90
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    NotebookClient(read(file), timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before  # by the kernel, which has ended
+    assert 1 < spent < 180

@@ -217,6 +217,7 @@ def test_gradient_in_the_noise_through_the_closed_form_field():
         np.testing.assert_allclose(slope, 0.25, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_path_of_a_wrapped_field_is_still_found():
     """A partial or bound method of a field on another path must not fall back to the linear one."""
     data, x = noise(6, 2), noise(4, 2)

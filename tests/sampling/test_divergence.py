@@ -111,6 +111,7 @@ def test_many_dimensions_are_estimated_unless_the_trace_is_asked_for():
     np.testing.assert_array_equal(trace.standard_error, 0)
 
 
+@pytest.mark.slow
 def test_pieces_of_a_hybrid_are_judged_one_by_one():
     """An exact field of 100 dimensions needs no probes, what follows it does; the error is that one's alone."""
     field, x = ClosedFormField(noise(5, 100)), noise(2, 100)

@@ -181,6 +181,7 @@ def test_half_precision_noise_is_raised_and_output_dtype_follows_the_state():
     np.testing.assert_allclose(out.samples, np.exp(-0.5), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_sharded_over_devices_stays_sharded():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     x = noise(16, 2)

@@ -74,6 +74,7 @@ def test_draws_are_different_rows(m):
     assert drawn.max() < 10_000
 
 
+@pytest.mark.slow
 def test_draws_of_every_device_by_itself():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     keys = jax.random.split(jax.random.key(0), 2)
@@ -113,6 +114,7 @@ def test_one_sample_is_conditional_and_all_samples_are_exact(batch):
     np.testing.assert_allclose(everything, exact, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_variance_falls_with_the_number_of_samples(batch):
     """At one fixed x_t, over x1 from the posterior and over draws: Var(CFM) > Var(EFM-4) > Var(EFM-20) > 0."""
     data, *_ = batch

@@ -56,6 +56,7 @@ def evaluated(tmp_path_factory):
     return run, training.evaluate(run.path)
 
 
+@pytest.mark.slow
 def test_in_full_samples_are_scored_against_training_and_held_out_rows(tmp_path):
     generator = np.random.default_rng(5)
     names = {"images": 40, "test_images": 30}
@@ -102,6 +103,7 @@ def test_the_target_curve_is_the_oracle_s():
     np.testing.assert_allclose(curve["effective_sample_size"], effective, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_distances_and_memorised_fractions_are_those_of_the_samples(evaluated):
     run, result = evaluated
     velocity, config, reached = training.load_network(run)
@@ -148,6 +150,7 @@ def test_the_average_follows_its_recurrence():
         np.testing.assert_allclose(leaf, e, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_eight_devices_reach_the_parameters_of_one():
     """Four whole steps, clipped and averaged. The noise must not depend on how the batch is split."""
     # An update that is smooth in the gradient: Adam's first is its sign, which rounding may turn.
@@ -173,6 +176,7 @@ def test_eight_devices_reach_the_parameters_of_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), *reached)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["closed-form", "empirical"])
 def test_a_class_conditional_run(name, tmp_path):
     source = write_npz(tmp_path / "rows.npz", classes=3)
@@ -248,6 +252,7 @@ def test_data_that_changed_are_not_evaluated_or_resumed(tmp_path):
     assert run.metrics_file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_samples_can_be_drawn_where_the_data_is_not(tmp_path):
     source = write_npz(tmp_path / "rows.npz")
     run = training.train(pictures(source), tmp_path / "run")

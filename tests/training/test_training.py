@@ -71,6 +71,7 @@ def finished(tmp_path_factory):
     return training.train(tiny(), tmp_path_factory.mktemp("runs") / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_should(finished):
     recorded = lines(finished)
     assert [line["step"] for line in recorded] == list(range(1, 13))
@@ -82,6 +83,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert recorded[0]["learning_rate"] == pytest.approx(1e-3 / 5)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_quietly_if_asked(tmp_path, capsys):
     config = tiny(steps=200, sample_every=200, checkpoint_every=200)
     run = training.train(config, tmp_path / "run", quiet=True)
@@ -172,6 +174,7 @@ def test_without_a_checkpoint_the_error_says_so(tmp_path):
         training.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_data_too_poor_to_learn_from(tmp_path):
     np.savez(tmp_path / "one.npz", images=np.zeros((1, 2), np.float32))
     np.savez(tmp_path / "same.npz", images=np.ones((10, 2), np.float32))
@@ -254,6 +257,7 @@ def batch_and_target():
     return {"index": index, "image": np.asarray(dataset.images)[index]}, target
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_same_step_as_one(batch_and_target):
     # A warm-up keeps Adam's first update, the gradient's sign, below what rounding of the gradient may turn.
     config = tiny(optimizer=training.OptimizerConfig(learning_rate=1e-3, warmup_steps=1000))
@@ -301,6 +305,7 @@ def test_every_device_differentiates_its_own_rows(accumulate, batch_and_target):
     assert f"f32[{rows},{width}]" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [False, True])
 def test_rows_split_over_devices_train_alike(tmp_path, labelled):
     """Rows over four of eight devices, filled up with one that has no weight, against all of them on each."""
@@ -340,6 +345,7 @@ def test_transfers_in_the_middle_of_a_step_are_an_error(tmp_path, monkeypatch):
         training.train(tiny(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_the_whole_batch_s(batch_and_target):
     whole = gradient_step(tiny(), *batch_and_target)[1]
     config = tiny(optimizer=dataclasses.replace(tiny().optimizer, accumulate=4))
@@ -348,6 +354,7 @@ def test_accumulated_gradients_are_the_whole_batch_s(batch_and_target):
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conditional", "empirical"])
 def test_a_noisy_target_averages_to_the_exact_one(name):
     """E[g(x_t) · target] = E[g(x_t) · û] over pairs drawn from the whole data set, for any g: five standard errors."""
