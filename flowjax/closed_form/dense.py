@@ -133,8 +133,7 @@ def _sum_rows(terms: jax.Array) -> jax.Array:
     (b, m), k = terms.shape, parts_of(terms.shape[1])
     if k == 1:
         return jnp.sum(terms, 1)
-    parts = jnp.sum(terms.reshape(b, k, m // k), 2)
-    return jnp.sum(lax.optimization_barrier(parts), 1)  # or XLA would make both sums one
+    return _add_up(jnp.sum(terms.reshape(b, k, m // k), 2), 1)
 
 
 def _sum_points(terms: jax.Array, points: jax.Array | Halves, dimension: int, precision: str) -> jax.Array:
@@ -144,8 +143,13 @@ def _sum_points(terms: jax.Array, points: jax.Array | Halves, dimension: int, pr
         return _product(terms, points, (1, 0), precision)
     terms, shape = terms.reshape(b, k, m // k), (k, m // k, dimension)
     if isinstance(points, Halves):
-        return jnp.sum(halves.product(terms, points.reshape(*shape), (2, 1), batched=True), 0)
-    return jnp.sum(product(terms, points.reshape(shape), (2, 1), precision, parts=(1, 0)), 0)
+        return _add_up(halves.product(terms, points.reshape(*shape), (2, 1), batched=True), 0)
+    return _add_up(product(terms, points.reshape(shape), (2, 1), precision, parts=(1, 0)), 0)
+
+
+def _add_up(parts: jax.Array, axis: int) -> jax.Array:
+    """Behind a barrier, or XLA would make the sums of the parts and this one a single long one."""
+    return jnp.sum(lax.optimization_barrier(parts), axis)
 
 
 def _num_blocks(settings: Settings, rows: Rows) -> int:
