@@ -121,7 +121,8 @@ def _save(out: Path, each: Figure) -> None:
 
 def _page(out: Path, result: dict[str, Any], finding: Finding) -> str:
     verdict = {True: "agrees with the claim", False: "does not agree with the claim", None: "cannot tell"}
-    title = f"flowjax · {result['experiment']} on {result['data']}"
+    # Of a path its last part: all of it stands in the table of the run.
+    title = f"flowjax · {result['experiment']} on {result['data'].rstrip('/').rsplit('/', 1)[-1]}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead"><b>Claim.</b> {html.escape(result["claim"])}</p>',
