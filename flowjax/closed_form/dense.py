@@ -86,7 +86,7 @@ def _block_logits(
         square = 0
         for k in range(rows.dimension):
             square += (query.x[:, k, None] - query.alpha[:, None] * columns[None, k]) ** 2
-        # As equation (1), these have to move without the term common to all logits.
+        # As in equation (1) of `passes`, these have to move without the term common to all logits.
         constant = jnp.sum(query.x**2, 1) / (2 * query.sigma**2)
         constant = constant - lax.stop_gradient(constant)
         logits = bias + (constant[:, None] - (0.5 / query.sigma**2)[:, None] * square)
@@ -202,8 +202,7 @@ def stream(settings: Settings, query: Query, rows: Rows) -> tuple[Moments, Candi
         rows: the data.
 
     Returns:
-        Moments of equation (1)'s logits (of −‖x − alpha y‖²/(2 sigma²) where direct differences are used), and the
-        candidates.
+        Moments of the logits as in `passes` (in few dimensions with the term −‖x‖²/(2 sigma²)), and the candidates.
 
     Differentiable to any order in query.x, alpha and sigma, up to the term −‖x‖²/(2 sigma²) common to all logits,
     which is held constant (see `moments.shift_logits`). The data is a constant: its tangents are dropped.
